@@ -1,0 +1,1 @@
+"""A hospital site: Flower ClientApp, guard, policy, data connectors, site worker."""

@@ -1,0 +1,1 @@
+"""What is learnt: schema, encoding, moments, generators, discriminators, losses, sampling. Pure."""

@@ -1,0 +1,1 @@
+"""What is promised: budgets, events, accounting, DP-SGD, noise, ledger structures, verification. Pure."""

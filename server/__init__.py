@@ -1,0 +1,1 @@
+"""The coordinator: Flower ServerApp, studies, releases, cohorts, ledger store, API, command line."""
