@@ -1,0 +1,232 @@
+"""A study: schema, modality, algorithm settings and budgets in one frozen value, named by its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tomllib
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+import rfc8785
+from pydantic import Field, ValidationError, model_validator
+
+from models.schema import Frozen, StudySchema
+
+
+class StudyError(ValueError):
+    """A study definition that cannot be used; the message names each field and what it needs."""
+
+
+class PrivacySettings(Frozen):
+    """The budget of each site: one patient's worth, for everything the study ever does there."""
+
+    epsilon: float = Field(gt=0, le=100)
+    delta: float = Field(gt=0, lt=1)
+
+
+class MeasureSettings(Frozen):
+    """Phase 1: one noisy sum per site.
+
+    Attributes:
+        budget_share: the part of epsilon that this phase may cost on its own, in (0, 1]; 1 with no refinement.
+        noise_multiplier: filled in by calibration when the study is registered.
+    """
+
+    budget_share: float = Field(default=1.0, gt=0, le=1)
+    noise_multiplier: float | None = Field(default=None, gt=0)
+
+
+class WarmStartSettings(Frozen):
+    """Phase 2: fit the mixture to the summed noisy moments (post-processing, no budget).
+
+    Attributes:
+        components: product distributions in the mixture; 0 lets the warm start choose by the noise.
+        steps, learning_rate: of Adam with a cosine schedule.
+        ridge: penalty on the components' deviation from their mean; it keeps noise from being fitted.
+        label_weight: weight of pairs with the label column.
+    """
+
+    components: int = Field(default=0, ge=0, le=20_000)
+    steps: int = Field(default=400, ge=1, le=100_000)
+    learning_rate: float = Field(default=0.1, gt=0)
+    ridge: float = Field(default=0.03, ge=0)
+    label_weight: float = Field(default=4.0, gt=0)
+
+
+class RefineSettings(Frozen):
+    """Phase 3: the anchored GAN, in rounds.
+
+    Attributes:
+        rounds: exchanges with the sites; 0 leaves the phase out.
+        generator_steps: generator updates per round, each after `discriminator_steps` DP-SGD steps.
+        sample_rate: public Poisson probability of a patient per DP-SGD step.
+        nominal_batch_size: public divisor of the summed clipped gradients; never the true batch size.
+        num_fakes: public number of generated records per step.
+        max_grad_norm: clip of one patient's gradient, L2.
+        anchor_weight: weight of the measured moments in the generator's loss.
+        noise_multiplier: filled in by calibration when the study is registered.
+    """
+
+    rounds: int = Field(default=0, ge=0, le=10_000)
+    generator_steps: int = Field(default=20, ge=1)
+    discriminator_steps: int = Field(default=4, ge=1)
+    sample_rate: float = Field(default=0.05, gt=0, le=1)
+    nominal_batch_size: int = Field(default=256, ge=1)
+    num_fakes: int = Field(default=256, ge=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    hidden_width: int = Field(default=256, ge=1)
+    discriminator_learning_rate: float = Field(default=1e-3, gt=0)
+    generator_learning_rate: float = Field(default=1e-2, gt=0)
+    temperature: float = Field(default=0.5, gt=0)
+    anchor_weight: float = Field(default=20.0, ge=0)
+    noise_multiplier: float | None = Field(default=None, gt=0)
+
+    @property
+    def steps_per_round(self) -> int:
+        """DP-SGD steps in one round at one site."""
+        return self.generator_steps * self.discriminator_steps
+
+
+class FederationSettings(Frozen):
+    """How a round ends.
+
+    Attributes:
+        quorum: the round counts once this many sites' replies were accepted at the deadline.
+        round_deadline_seconds: how long the coordinator waits for the sites in one round.
+        max_update_norm: bound on the L2 norm of one site's generator update; beyond it is dropped.
+    """
+
+    quorum: int = Field(default=1, ge=1)
+    round_deadline_seconds: float = Field(default=300.0, gt=0)
+    max_update_norm: float = Field(default=1000.0, gt=0)
+
+
+class Study(Frozen):
+    """A study. Two studies with one digest are the same study."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{1,62}$")
+    title: str = ""
+    description: str = ""
+    modality: Literal["table"] = "table"
+    privacy: PrivacySettings
+    table: StudySchema
+    measure: MeasureSettings = MeasureSettings()
+    warm_start: WarmStartSettings = WarmStartSettings()
+    refine: RefineSettings = RefineSettings()
+    federation: FederationSettings = FederationSettings()
+
+    @cached_property
+    def digest(self) -> str:
+        """`sha256:` and the hexadecimal SHA-256 of the RFC 8785 form of the whole definition."""
+        return "sha256:" + hashlib.sha256(rfc8785.dumps(self.to_dict())).hexdigest()
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of a run: the measurement and the refinements."""
+        return 1 + self.refine.rounds
+
+    @property
+    def sensitivity(self) -> float:
+        """L2 norm of what one patient adds to the measured moments: sqrt(K(K+1)/2) for K columns."""
+        columns = len(self.table.columns)
+        return math.sqrt(columns * (columns + 1) / 2)
+
+    def phase_of(self, round_number: int) -> Literal["measure", "refine"]:
+        """Which phase a round (from 1) belongs to."""
+        if not 1 <= round_number <= self.num_rounds:
+            raise ValueError(
+                f"round is {round_number}; study {self.name!r} has rounds 1 to {self.num_rounds}"
+            )
+        return "measure" if round_number == 1 else "refine"
+
+    def mechanism(self, phase: Literal["measure", "refine"]) -> dict[str, Any]:
+        """What one round of a phase runs at a site, in the wire form of `privacy.events.MechanismEvent`.
+
+        The noise multiplier is 1 as a placeholder until calibration has filled it in.
+        """
+        if phase == "measure":
+            kind, settings = "gaussian", (self.measure.noise_multiplier, 1.0, 1, self.sensitivity)
+        else:
+            kind, settings = (
+                "subsampled_gaussian",
+                (
+                    self.refine.noise_multiplier,
+                    self.refine.sample_rate,
+                    self.refine.steps_per_round,
+                    self.refine.max_grad_norm,
+                ),
+            )
+        noise_multiplier, sample_rate, steps, max_grad_norm = settings
+        return {
+            "phase": phase,
+            "kind": kind,
+            "noise_multiplier": repr(float(noise_multiplier or 1.0)),
+            "sample_rate": repr(float(sample_rate)),
+            "steps": steps,
+            "max_grad_norm": repr(float(max_grad_norm)),
+        }
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether every phase that runs has its noise multiplier."""
+        return self.measure.noise_multiplier is not None and (
+            self.refine.rounds == 0 or self.refine.noise_multiplier is not None
+        )
+
+    def calibrated(self, *, measure: float, refine: float | None) -> Study:
+        """The same study with its noise multipliers filled in."""
+        return self.model_copy(
+            update={
+                "measure": self.measure.model_copy(update={"noise_multiplier": measure}),
+                "refine": self.refine.model_copy(update={"noise_multiplier": refine}),
+            }
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The definition as JSON data."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Study:
+        """Read a definition from JSON or TOML data.
+
+        Raises:
+            StudyError: names every field that is wrong.
+        """
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            faults = "\n".join(
+                f"  {'.'.join(str(part) for part in fault['loc']) or 'study'}: {fault['msg']}"
+                + (f" (found {fault['input']!r})" if not isinstance(fault["input"], dict) else "")
+                for fault in error.errors(include_url=False)
+            )
+            raise StudyError(f"the study definition cannot be used:\n{faults}") from error
+
+    @classmethod
+    def from_toml(cls, text: str) -> Study:
+        """Read `study.toml`.
+
+        Raises:
+            StudyError: not TOML, or names every field that is wrong.
+        """
+        try:
+            return cls.from_dict(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise StudyError(f"the study definition is not TOML: {error}") from error
+
+    @model_validator(mode="after")
+    def _phases(self) -> Study:
+        if self.refine.rounds == 0 and self.measure.budget_share != 1:
+            raise ValueError(
+                f"measure.budget_share is {self.measure.budget_share}, but refine.rounds is 0: "
+                "with no refinement the measurement gets the whole budget, 1"
+            )
+        if self.refine.rounds > 0 and self.measure.budget_share >= 1:
+            raise ValueError(
+                "measure.budget_share is 1, which leaves nothing for refine.rounds "
+                f"= {self.refine.rounds}; take a share below 1 or rounds = 0"
+            )
+        return self
