@@ -1,0 +1,229 @@
+"""One round at a site: is it approved, what would it cost, debit, compute, sign, keep, reply.
+
+No Flower in here: a request goes in, a reply comes out. The order is the promise: nothing random is drawn for a
+release before its debit is on the disk, and nothing is sent before the reply is kept, so that a retry gets
+the same bytes and never a second release.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import torch
+from torch import Tensor
+
+from client.code import code_digest
+from client.connectors import DataSourceError, fingerprint
+from client.guard import Debit, Guard, RefusedError
+from client.home import SiteHome
+from client.patients import PatientDraws, load_patients
+from client.policy import PolicyError, load_policy
+from client.state import SiteState
+from models.discriminator import Discriminator
+from models.encoding import EncodedTable, TableFaultsError
+from models.exchange import Refusal, RoundReply, RoundRequest
+from models.moments import MomentLayout
+from models.refinement import refine_generator
+from models.study import Study
+from privacy.dpsgd import DiscriminatorTrainer
+from privacy.events import MechanismEvent
+from privacy.mechanisms import release_sum
+from privacy.noise import NoiseSource, SystemNoise
+from privacy.receipt import Receipt, sign_receipt
+
+log = logging.getLogger("fedtwin.site")
+
+# Refusals whose reason depends on the policy, the record and the request alone, never on patients.
+SPOKEN_CODES = frozenset({"budget", "policy", "approval", "request", "busy"})
+NOT_READY = Refusal(
+    code="not-ready", reason="the site is not ready for this study; its own staff has been told why"
+)
+
+
+class SiteRounds:
+    """Answers the coordinator's requests for one site.
+
+    Privacy: per patient of this site. Every reply with arrays is the outcome of a mechanism that the guard
+        debited first; a refusal says nothing that depends on patients (a table that does not fit, too few
+        patients and a crash all read `not-ready`).
+
+    Args:
+        site: the site's folder and settings.
+        noise: the source of all randomness in mechanisms; the system's by default.
+    """
+
+    def __init__(self, site: SiteHome, *, noise: NoiseSource | None = None) -> None:
+        self._site = site
+        self._noise = noise or SystemNoise()
+        self._state = SiteState(site.state_folder)
+        self._tables: dict[str, tuple[tuple[int, int], EncodedTable]] = {}
+
+    def handle(self, request: RoundRequest) -> RoundReply:
+        """Answer one request; never raises, since what an exception says may depend on patients."""
+        try:
+            return self._answer(request)
+        except RefusedError as error:
+            log.warning("%s round %s refused: %s", request.kind, request.round, error)
+            if error.code in SPOKEN_CODES:
+                return self._reply(request, refusal=Refusal(code=error.code, reason=str(error)))
+            self._tell_staff(request, str(error))
+        except (DataSourceError, TableFaultsError, PolicyError) as error:
+            self._tell_staff(request, str(error))
+        except Exception as error:  # whatever it is, its text may hold a patient's value: keep it here
+            log.exception("%s round %s failed: %s", request.kind, request.round, type(error).__name__)
+            self._tell_staff(request, f"{type(error).__name__}; see the site's log")
+        return self._reply(request, refusal=NOT_READY)
+
+    def _answer(self, request: RoundRequest) -> RoundReply:
+        study = request.study
+        guard = Guard(self._site.record_path, load_policy(self._site.policy_path))
+        if not study.is_calibrated:
+            raise RefusedError("request", f"study {study.name!r} has no noise multipliers; register it first")
+        table = self._table(study)
+        num_patients = len(table.patient_offsets) - 1
+        if request.kind == "quote":
+            return self._quote(request, guard, num_patients)
+        if study.phase_of(request.round) != request.kind:
+            raise RefusedError(
+                "request", f"round {request.round} of study {study.name!r} is no {request.kind} round"
+            )
+        events = [MechanismEvent.from_dict(study.mechanism(request.kind))]
+        debit = guard.debit(
+            run=request.run,
+            round=request.round,
+            study_name=study.name,
+            study_digest=study.digest,
+            columns=study.table.names,
+            events=events,
+            delta=study.privacy.delta,
+            study_epsilon=study.privacy.epsilon,
+            num_patients=num_patients,
+            request_digest=request.digest,
+        )
+        if debit.reply_digest is not None:
+            return self._state.reply(request.run, request.round, debit.reply_digest)
+        mechanism = self._measure if request.kind == "measure" else self._refine
+        reply = self._sign(request, guard, debit, events, mechanism(request, table))
+        guard.settle(debit, reply_digest=self._state.keep_reply(reply))
+        return reply
+
+    def _quote(self, request: RoundRequest, guard: Guard, num_patients: int) -> RoundReply:
+        study = request.study
+        planned = [
+            MechanismEvent.from_dict(study.mechanism(study.phase_of(number)))
+            for number in range(request.round, study.num_rounds + 1)
+        ]
+        quote = guard.quote(
+            study_name=study.name,
+            study_digest=study.digest,
+            columns=study.table.names,
+            planned_events=planned,
+            delta=study.privacy.delta,
+            study_epsilon=study.privacy.epsilon,
+            num_patients=num_patients,
+        )
+        return self._reply(
+            request,
+            quote={
+                "spent_epsilon": repr(quote.spent_epsilon),
+                "projected_epsilon": repr(quote.projected_epsilon),
+                "cap_epsilon": repr(quote.cap_epsilon),
+                "ready": quote.allowed,
+                "reasons": list(quote.reasons),
+            },
+        )
+
+    def _measure(self, request: RoundRequest, table: EncodedTable) -> dict[str, Tensor]:
+        layout = MomentLayout(request.study.table.cardinalities)
+        multiplier = request.study.measure.noise_multiplier
+        assert multiplier is not None  # is_calibrated was checked
+        noisy = release_sum(
+            layout.sum(table), max_norm=layout.sensitivity, noise_multiplier=multiplier, noise=self._noise
+        )
+        return {"moments": noisy}
+
+    def _refine(self, request: RoundRequest, table: EncodedTable) -> dict[str, Tensor]:
+        study, settings = request.study, request.study.refine
+        assert settings.noise_multiplier is not None  # is_calibrated was checked
+        discriminator = Discriminator(sum(study.table.cardinalities), settings.hidden_width)
+        optimizer = torch.optim.Adam(
+            discriminator.parameters(), lr=settings.discriminator_learning_rate, betas=(0.5, 0.9)
+        )
+        before = self._state.discriminator(request.run, request.round - 1)
+        if before is not None:
+            discriminator.load_state_dict(before)
+        trainer = DiscriminatorTrainer(
+            discriminator,
+            optimizer,
+            sample_rate=settings.sample_rate,
+            noise_multiplier=settings.noise_multiplier,
+            max_grad_norm=settings.max_grad_norm,
+            nominal_batch_size=settings.nominal_batch_size,
+            noise=self._noise,
+        )
+        patients = PatientDraws(table, study.table.cardinalities, self._noise)
+        update = refine_generator(
+            study,
+            request.arrays,
+            discriminator,
+            dp_step=lambda fakes, real_loss, fake_loss: trainer.step(patients, fakes, real_loss, fake_loss),
+        )
+        self._state.keep_discriminator(request.run, request.round, discriminator.state_dict())
+        return update
+
+    def _sign(
+        self,
+        request: RoundRequest,
+        guard: Guard,
+        debit: Debit,
+        events: list[MechanismEvent],
+        arrays: Mapping[str, Tensor],
+    ) -> RoundReply:
+        unsigned = self._reply(request, arrays=arrays)
+        receipt = Receipt(
+            study_digest=request.study.digest,
+            run=request.run,
+            round=request.round,
+            site=self._site.name,
+            base_digest=request.base_digest,
+            update_digest=unsigned.update_digest,
+            events=tuple(events),
+            spend_epsilon=debit.spend_epsilon,
+            spend_delta=request.study.privacy.delta,
+            policy_digest=guard.policy.digest,
+            code_digest=code_digest(),
+            dataset_fingerprint=fingerprint(self._site.data.path, self._site.fingerprint_secret()),
+            noise_source=self._noise.kind,
+            nonce=request.nonce,
+            issued_at=datetime.now(UTC),
+        )
+        return self._reply(request, arrays=arrays, receipt=sign_receipt(receipt, self._site.signing_key()))
+
+    def _table(self, study: Study) -> EncodedTable:
+        """The encoded table, read again only when the file changed or another schema asks."""
+        status = self._site.data.path.stat() if self._site.data.path.exists() else None
+        stamp = (status.st_mtime_ns, status.st_size) if status else (0, 0)
+        known = self._tables.get(study.digest)
+        if known is None or known[0] != stamp:
+            self._tables = {study.digest: (stamp, load_patients(self._site, study.table))}
+        return self._tables[study.digest][1]
+
+    def _reply(self, request: RoundRequest, **content: object) -> RoundReply:
+        return RoundReply(
+            kind=request.kind,
+            run=request.run,
+            round=request.round,
+            nonce=request.nonce,
+            site=self._site.name,
+            **content,  # type: ignore[arg-type]
+        )
+
+    def _tell_staff(self, request: RoundRequest, text: str) -> None:
+        log.error("study %s: %s", request.study.name, text)
+        self._site.notices_path.parent.mkdir(parents=True, exist_ok=True)
+        with self._site.notices_path.open("a", encoding="utf-8") as file:
+            file.write(
+                f"{datetime.now(UTC).isoformat(timespec='seconds')} study {request.study.name}: {text}\n"
+            )

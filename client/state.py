@@ -1,0 +1,81 @@
+"""What a site keeps between rounds, on its own disk: its discriminators and the replies it has given."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import Tensor
+
+from models.exchange import RoundReply
+from models.weights import decode_arrays, digest_of, encode_arrays
+
+
+class LostReplyError(Exception):
+    """A reply that the record says was kept is gone or altered; the round cannot be run a second time."""
+
+
+class SiteState:
+    """Files under a site's `state/` folder, one folder per run.
+
+    A discriminator belongs to the round that it came out of, so that a round which is tried again after a
+    crash starts from the same one. Nothing here ever leaves the site but a reply, and that unchanged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def discriminator(self, run: str, round_number: int) -> dict[str, Tensor] | None:
+        """Weights of the local discriminator after a round; None where that round has left none."""
+        path = self._path(run, round_number, "discriminator.safetensors")
+        return decode_arrays(path.read_bytes()) if path.is_file() else None
+
+    def keep_discriminator(self, run: str, round_number: int, weights: dict[str, Tensor]) -> None:
+        """Keep the discriminator of a round; those before the last two are no longer needed."""
+        write_durably(self._path(run, round_number, "discriminator.safetensors"), encode_arrays(weights))
+        if round_number > 2:
+            self._path(run, round_number - 2, "discriminator.safetensors").unlink(missing_ok=True)
+
+    def reply(self, run: str, round_number: int, digest: str) -> RoundReply:
+        """The reply that was kept for a round.
+
+        Raises:
+            LostReplyError: it is gone, or it is not the one that the record names.
+        """
+        path = self._path(run, round_number, "reply")
+        data = path.read_bytes() if path.is_file() else b""
+        if digest_of(data) != digest:
+            raise LostReplyError(
+                f"the reply of run {run}, round {round_number} in {path} is not the one that was recorded; "
+                "the round stays spent and is not run again"
+            )
+        body, _, arrays = data.partition(b"\n")
+        return RoundReply.decode(body, arrays)
+
+    def keep_reply(self, reply: RoundReply) -> str:
+        """Keep a reply before it is sent; returns its digest for the record."""
+        body, arrays = reply.encode()
+        data = body + b"\n" + arrays  # JSON without white space holds no line feed
+        write_durably(self._path(reply.run, reply.round, "reply"), data)
+        return digest_of(data)
+
+    def _path(self, run: str, round_number: int, what: str) -> Path:
+        if not run.isalnum():
+            raise ValueError(f"run is {run!r}; a run's identifier has letters and digits only")
+        return self._folder / run / f"round-{round_number:05d}.{what}"
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file so that after a crash it is either absent or whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".draft")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,39 @@
+"""The sites as the round loop sees them: requests out, replies or failures back, within a deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from models.exchange import RoundReply, RoundRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteFailure:
+    """No usable reply came from a site.
+
+    Attributes:
+        code: `unavailable`, `timeout`, `error` or `garbled`.
+        reason: for people.
+    """
+
+    code: str
+    reason: str
+
+
+class Federation(Protocol):
+    """How messages reach the sites: Flower in production, direct calls in benchmarks and tests."""
+
+    def exchange(
+        self, requests: Mapping[str, RoundRequest], *, deadline_seconds: float
+    ) -> Mapping[str, RoundReply | SiteFailure]:
+        """Send each site its request and wait for all replies, at most until the deadline.
+
+        Args:
+            requests: by site name.
+            deadline_seconds: from now; what has not come by then is a `timeout`.
+
+        Returns:
+            An entry for every site asked.
+        """
