@@ -1,0 +1,230 @@
+"""A site's home folder: its settings, read and checked once, and where everything in it lies."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from client.keys import create_keys
+from privacy.cli.folders import HomeError, free_port, new_folder, read_settings, toml_text, write_private
+from privacy.signing import SignatureError, SigningKey, VerifyKey
+
+SETTINGS_FILE = "site.toml"
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$"
+
+_TEMPLATE = """\
+# The site's settings. What the site allows is in policy.toml; keys and the record lie beside this file.
+name = {name}
+
+[coordinator]
+# host:port of the federation's SuperLink; its authority is pinned in coordinator-ca.crt.
+address = {address}
+# The key that signs the coordinator's ledger, pinned when the site joined.
+key = {key}
+
+[data]
+kind = {kind}
+# Relative to this folder, or absolute.
+path = {path}
+# The column that says whose record a line is; empty when every line is another patient.
+patient_id = {patient_id}
+
+[supernode]
+# Loopback only: between the SuperNode and this site's own worker.
+port = {port}
+"""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Coordinator(_Section):
+    address: str = Field(pattern=r"^.+:\d{1,5}$")
+    key: str = Field(min_length=1)
+
+
+class _Data(_Section):
+    kind: Literal["csv", "parquet"]
+    path: str = Field(min_length=1)
+    patient_id: str = ""
+
+
+class _SuperNode(_Section):
+    port: int = Field(ge=1, le=65535)
+
+
+class _Settings(_Section):
+    name: str = Field(pattern=NAME_PATTERN)
+    coordinator: _Coordinator
+    data: _Data
+    supernode: _SuperNode
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """Where a site's patients are. Sensitive: do not log.
+
+    Attributes:
+        kind: `csv` or `parquet`.
+        path: the file, absolute.
+        patient_id: the column that names the patient, or None when every line is another patient.
+    """
+
+    kind: Literal["csv", "parquet"]
+    path: Path
+    patient_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteHome:
+    """A site's folder and settings. Get one from `create` or `open`.
+
+    Attributes:
+        path: the folder, absolute.
+        name: the site's name in the federation.
+        superlink_address: host:port of the coordinator's SuperLink.
+        coordinator_key: the pinned key of the coordinator's ledger.
+        data: the site's table.
+        supernode_port: where the SuperNode serves this site's worker, on the loopback interface.
+    """
+
+    path: Path
+    name: str
+    superlink_address: str
+    coordinator_key: VerifyKey
+    data: DataSource
+    supernode_port: int
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        name: str,
+        superlink_address: str,
+        ca_certificate: bytes,
+        coordinator_key: str,
+        data_path: Path | str,
+        data_kind: Literal["csv", "parquet"] = "csv",
+        patient_id: str | None = None,
+        supernode_port: int | None = None,
+    ) -> SiteHome:
+        """Lay out a new home: settings, pinned certificate and key, own keys. `policy.toml` is not made here.
+
+        Args:
+            path: a folder that does not exist yet, or is empty.
+            name: lower-case letters, digits, dots and hyphens.
+            superlink_address: host:port that the site dials.
+            ca_certificate: PEM of the coordinator's authority; compare its fingerprint before.
+            coordinator_key: the coordinator's key text (`name+hash+base64`).
+            data_path: the site's table; relative paths are relative to the home.
+            data_kind, patient_id: see `DataSource`.
+            supernode_port: a free port is picked where none is given.
+
+        Raises:
+            HomeError: the folder is in use, or a value cannot be used; nothing was left behind.
+        """
+        with new_folder(path) as draft:
+            (draft / SETTINGS_FILE).write_text(
+                _TEMPLATE.format(
+                    name=toml_text(name),
+                    address=toml_text(superlink_address),
+                    key=toml_text(coordinator_key),
+                    kind=toml_text(data_kind),
+                    path=toml_text(str(data_path)),
+                    patient_id=toml_text(patient_id or ""),
+                    port=supernode_port or free_port(),
+                )
+            )
+            home = cls.open(draft)
+            for folder in ("keys", "state", "logs", "flower"):
+                (draft / folder).mkdir(mode=0o700)
+            home.ca_certificate.write_bytes(ca_certificate)
+            create_keys(home.receipt_key_file, home.node_key, site=name)
+            write_private(home.worker_secret, secrets.token_bytes(32))
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path) -> SiteHome:
+        """Read a home's settings.
+
+        Raises:
+            HomeError: no home there, or a setting that cannot be used.
+        """
+        path = path.resolve()
+        file = path / SETTINGS_FILE
+        data = read_settings(file, create_with=f"fedtwin site create --home {path.name}")
+        try:
+            settings = _Settings.model_validate(data)
+            key = VerifyKey.from_text(settings.coordinator.key)
+        except ValidationError as error:
+            lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+            raise HomeError(f"{file.name} cannot be used: {'; '.join(lines)}") from error
+        except SignatureError as error:
+            raise HomeError(f"{file.name} cannot be used: coordinator.key: {error}") from error
+        return cls(
+            path=path,
+            name=settings.name,
+            superlink_address=settings.coordinator.address,
+            coordinator_key=key,
+            data=DataSource(
+                kind=settings.data.kind,
+                path=path / settings.data.path,
+                patient_id=settings.data.patient_id or None,
+            ),
+            supernode_port=settings.supernode.port,
+        )
+
+    @property
+    def policy_file(self) -> Path:
+        """What the site allows; the site's people own it."""
+        return self.path / "policy.toml"
+
+    @property
+    def record_file(self) -> Path:
+        """The guard's durable record."""
+        return self.path / "record.db"
+
+    @property
+    def state(self) -> Path:
+        """Local discriminators and replies; never leaves the site."""
+        return self.path / "state"
+
+    @property
+    def logs(self) -> Path:
+        """One log file per process; no data in them."""
+        return self.path / "logs"
+
+    @property
+    def ca_certificate(self) -> Path:
+        """The pinned authority of the coordinator."""
+        return self.path / "coordinator-ca.crt"
+
+    @property
+    def receipt_key_file(self) -> Path:
+        """Ed25519 key that signs this site's receipts."""
+        return self.path / "keys" / "site.pem"
+
+    @property
+    def node_key(self) -> Path:
+        """ECDSA key with which the SuperNode logs in; its public half is beside it."""
+        return self.path / "keys" / "node"
+
+    @property
+    def worker_secret(self) -> Path:
+        """What the worker shows to the SuperNode to be given tasks."""
+        return self.path / "keys" / "worker.secret"
+
+    @property
+    def node_public_key(self) -> str:
+        """What the coordinator registers for this site, in OpenSSH's format."""
+        return self.node_key.with_suffix(".pub").read_text().strip()
+
+    def receipt_key(self) -> SigningKey:
+        """Read the key that signs receipts."""
+        return SigningKey.from_pem(self.receipt_key_file.read_bytes(), name=self.name)
