@@ -17,7 +17,7 @@ from torch import Tensor
 from models.study import Study
 from models.weights import decode_arrays, digest_of, encode_arrays
 
-MessageKind = Literal["quote", "measure", "refine"]
+MessageKind = Literal["quote", "measure", "refine", "witness"]
 EMPTY_DIGEST = digest_of(b"")
 
 
@@ -30,12 +30,14 @@ class RoundRequest:
     """What the coordinator asks of a site in one round.
 
     Attributes:
-        kind: `quote` costs nothing and reads no patient; `measure` and `refine` spend.
+        kind: `quote` and `witness` cost nothing and release nothing of patients; `measure` and `refine` spend.
         run: the run's identifier.
         round: from 1; for a quote the round it would start with.
         nonce: unpredictable, different in every request that is not a retry.
         study: the whole definition, so that a site needs no other source for what it agreed to.
-        arrays: generator weights and the anchor's moments; empty for `quote` and `measure`.
+        arrays: generator weights and the anchor's moments; empty but for `refine`.
+        checkpoint: the ledger's newest checkpoint for the site to witness: `note`, the text; `since`, the size
+            that the site witnessed last; `proof`, the consistency proof between the two in hexadecimal.
     """
 
     kind: MessageKind
@@ -44,6 +46,7 @@ class RoundRequest:
     nonce: str
     study: Study
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
+    checkpoint: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_head(self.kind, self.run, self.round, self.nonce)
@@ -56,6 +59,7 @@ class RoundRequest:
             "round": self.round,
             "nonce": self.nonce,
             "study": self.study.to_dict(),
+            "checkpoint": None if self.checkpoint is None else dict(self.checkpoint),
         }
         return _dump(body), encode_arrays(self.arrays) if self.arrays else b""
 
@@ -66,9 +70,9 @@ class RoundRequest:
 
     @property
     def digest(self) -> str:
-        """Digest of the request without its nonce: a retry has the same, another request another."""
+        """Digest of what is to be computed: a retry has the same, another computation another."""
         body, arrays = self.encode()
-        content = {**json.loads(body), "nonce": ""}
+        content = {**json.loads(body), "nonce": "", "checkpoint": None}
         return digest_of(hashlib.sha256(_dump(content)).digest() + hashlib.sha256(arrays).digest())
 
     @classmethod
@@ -80,7 +84,7 @@ class RoundRequest:
             StudyError: the study in it cannot be used.
             ArraysError: the arrays are no safetensors record.
         """
-        data = _load(body, {"kind", "run", "round", "nonce", "study"})
+        data = _load(body, {"kind", "run", "round", "nonce", "study", "checkpoint"})
         return cls(
             kind=data["kind"],
             run=data["run"],
@@ -88,6 +92,7 @@ class RoundRequest:
             nonce=data["nonce"],
             study=Study.from_dict(data["study"]),
             arrays=decode_arrays(arrays) if arrays else {},
+            checkpoint=data["checkpoint"],
         )
 
 
@@ -115,6 +120,8 @@ class RoundReply:
         quote: for `quote`: `spent_epsilon`, `projected_epsilon`, `cap_epsilon` as decimal strings, `ready`.
         refusal: why the site did not run it; then there are no arrays and no receipt.
         arrays: `moments` after `measure`; the generator's update after `refine`.
+        witness: `size` of the newest checkpoint that the site has seen, and, where it was shown a consistent
+            one, `signature`: its countersignature as a line of the note.
     """
 
     kind: MessageKind
@@ -126,6 +133,7 @@ class RoundReply:
     quote: Mapping[str, Any] | None = None
     refusal: Refusal | None = None
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
+    witness: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_head(self.kind, self.run, self.round, self.nonce)
@@ -144,6 +152,7 @@ class RoundReply:
             "receipt": None if self.receipt is None else dict(self.receipt),
             "quote": None if self.quote is None else dict(self.quote),
             "refusal": refusal,
+            "witness": None if self.witness is None else dict(self.witness),
         }
         return _dump(body), encode_arrays(self.arrays) if self.arrays else b""
 
@@ -160,7 +169,9 @@ class RoundReply:
             ExchangeError: not of that form.
             ArraysError: the arrays are no safetensors record.
         """
-        data = _load(body, {"kind", "run", "round", "nonce", "site", "receipt", "quote", "refusal"})
+        data = _load(
+            body, {"kind", "run", "round", "nonce", "site", "receipt", "quote", "refusal", "witness"}
+        )
         refusal = data["refusal"]
         return cls(
             kind=data["kind"],
@@ -172,6 +183,7 @@ class RoundReply:
             quote=data["quote"],
             refusal=None if refusal is None else Refusal(code=refusal["code"], reason=refusal["reason"]),
             arrays=decode_arrays(arrays) if arrays else {},
+            witness=data["witness"],
         )
 
 
