@@ -147,6 +147,7 @@ class SiteHome:
             home.ca_certificate.write_bytes(ca_certificate)
             create_keys(home.receipt_key_file, home.node_key, site=name)
             write_private(home.worker_secret, secrets.token_bytes(32))
+            write_private(home.fingerprint_secret, secrets.token_bytes(32))
         return cls.open(path)
 
     @classmethod
@@ -219,6 +220,16 @@ class SiteHome:
     def worker_secret(self) -> Path:
         """What the worker shows to the SuperNode to be given tasks."""
         return self.path / "keys" / "worker.secret"
+
+    @property
+    def fingerprint_secret(self) -> Path:
+        """What keys the data file's fingerprint in receipts, so that nobody can guess the file from it."""
+        return self.path / "keys" / "fingerprint.secret"
+
+    @property
+    def notices(self) -> Path:
+        """What the site's own staff is told: faults of the table with row and column. Sensitive: never sent."""
+        return self.path / "notices.log"
 
     @property
     def node_public_key(self) -> str:

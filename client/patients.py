@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from client.connectors import read_table
+from client.connectors import DataSourceError, read_table
 from client.home import SiteHome
 from models.encoding import EncodedTable, encode_table
 from models.schema import StudySchema
@@ -16,9 +16,15 @@ def load_patients(site: SiteHome, schema: StudySchema) -> EncodedTable:
     """Read the site's data file and encode it.
 
     Raises:
-        DataSourceError: the file cannot be read.
+        DataSourceError: the file cannot be read, or the site names a patient column that the study ignores.
         TableFaultsError: the table does not fit the schema; lists row and column of each fault.
     """
+    declared = site.data.patient_id
+    if declared is not None and declared != schema.patient_id:
+        raise DataSourceError(
+            f"site.toml says that {declared!r} names the patient, the study says {schema.patient_id!r}; with "
+            "another column rows of one patient would count as several: ask the study's operator to correct it"
+        )
     return encode_table(read_table(site.data.path, site.data.kind), schema)
 
 

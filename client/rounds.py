@@ -57,7 +57,7 @@ class SiteRounds:
     def __init__(self, site: SiteHome, *, noise: NoiseSource | None = None) -> None:
         self._site = site
         self._noise = noise or SystemNoise()
-        self._state = SiteState(site.state_folder)
+        self._state = SiteState(site.state)
         self._tables: dict[str, tuple[tuple[int, int], EncodedTable]] = {}
 
     def handle(self, request: RoundRequest) -> RoundReply:
@@ -78,7 +78,7 @@ class SiteRounds:
 
     def _answer(self, request: RoundRequest) -> RoundReply:
         study = request.study
-        guard = Guard(self._site.record_path, load_policy(self._site.policy_path))
+        guard = Guard(self._site.record_file, load_policy(self._site.policy_file))
         if not study.is_calibrated:
             raise RefusedError("request", f"study {study.name!r} has no noise multipliers; register it first")
         table = self._table(study)
@@ -194,12 +194,12 @@ class SiteRounds:
             spend_delta=request.study.privacy.delta,
             policy_digest=guard.policy.digest,
             code_digest=code_digest(),
-            dataset_fingerprint=fingerprint(self._site.data.path, self._site.fingerprint_secret()),
+            dataset_fingerprint=fingerprint(self._site.data.path, self._site.fingerprint_secret.read_bytes()),
             noise_source=self._noise.kind,
             nonce=request.nonce,
             issued_at=datetime.now(UTC),
         )
-        return self._reply(request, arrays=arrays, receipt=sign_receipt(receipt, self._site.signing_key()))
+        return self._reply(request, arrays=arrays, receipt=sign_receipt(receipt, self._site.receipt_key()))
 
     def _table(self, study: Study) -> EncodedTable:
         """The encoded table, read again only when the file changed or another schema asks."""
@@ -222,8 +222,7 @@ class SiteRounds:
 
     def _tell_staff(self, request: RoundRequest, text: str) -> None:
         log.error("study %s: %s", request.study.name, text)
-        self._site.notices_path.parent.mkdir(parents=True, exist_ok=True)
-        with self._site.notices_path.open("a", encoding="utf-8") as file:
+        with self._site.notices.open("a", encoding="utf-8") as file:
             file.write(
                 f"{datetime.now(UTC).isoformat(timespec='seconds')} study {request.study.name}: {text}\n"
             )
