@@ -146,7 +146,7 @@ class SystemNoise:
         if self._key_left <= 0:
             self._rekey()
         self._key_left -= len(self._zeros)
-        self._cipher.update_into(self._zeros, memoryview(self._stream).cast("B"))
+        self._cipher.update_into(self._zeros, memoryview(self._stream.view(np.uint8).data))
         return self._stream[: 2 * BLOCK_PAIRS]
 
     def _rekey(self) -> None:

@@ -1,0 +1,259 @@
+"""DP-SGD for a site's discriminator: one step on patients against generated records.
+
+One step draws patients by independent coins (Poisson sampling at a public rate), clips each patient's gradient,
+adds the sum up, adds noise from the `NoiseSource`, adds the clipped gradient of the generated records (which are
+post-processing of earlier releases and need no noise), and divides by a public number.
+
+Formal guarantee: S steps cost one `subsampled_gaussian` event with this sample_rate and noise_multiplier and S
+steps (`DiscriminatorTrainer.event`), unit one patient, neighbours by adding or removing one.
+
+References:
+    Abadi et al., Deep learning with differential privacy, CCS 2016.
+    Bie, Kamath, Zhang, Private GANs, revisited, TMLR 2023: only the discriminator's real half needs noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal, Protocol
+
+import torch
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+
+from privacy.bookkeeping import BookKeepingClip
+from privacy.events import MechanismEvent
+from privacy.mechanisms import public_grid, round_to_grid
+from privacy.module_checks import PerRecordLoss, refuse_mixing
+from privacy.noise import NoiseSource
+from privacy.opacus_hooks import OpacusHooksClip
+
+Clipping = Literal["book-keeping", "opacus-hooks"]
+
+
+class PatientRecords(Protocol):
+    """Patients by number; whoever holds them picks one record per patient and draw."""
+
+    @property
+    def num_patients(self) -> int:
+        """How many patients there are. Sensitive: do not log."""
+
+    def gather(self, indices: Tensor) -> Tensor:
+        """One record for each of the patients `indices` (b,): (b, ...)."""
+
+
+def poisson_sample(num_patients: int, sample_rate: float, noise: NoiseSource) -> Tensor:
+    """Draw each patient with probability `sample_rate`, independently, by the noise source's uniforms.
+
+    Returns:
+        int64 indices of those drawn, ascending, possibly none. Sensitive: do not log, not even how many.
+    """
+    return torch.nonzero(noise.uniform(num_patients) < sample_rate).squeeze(1)
+
+
+class KeyedNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
+    """Opacus' optimiser with noise from a `NoiseSource`, a public divisor, and sums that are clipped already.
+
+    `clip_and_accumulate` is what the trainer did before it calls `step`: `p.summed_grad` holds the clipped sum.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        noise_multiplier: float,
+        max_grad_norm: float,
+        divisor: float,
+        noise: NoiseSource,
+    ) -> None:
+        super().__init__(
+            optimizer,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=max_grad_norm,
+            expected_batch_size=None,
+            loss_reduction="sum",
+        )
+        self._divisor = divisor
+        self._noise = noise
+        self.free_sums: dict[Tensor, Tensor] = {}  # added after the noise: generated records only
+
+    @property
+    def grad_samples(self) -> list[Tensor]:
+        """No per-patient gradients are kept; Opacus only asks whether there are parameters."""
+        return list(self.params)
+
+    def take(self, sums: dict[Tensor, Tensor]) -> None:
+        """Use these clipped sums, one per parameter, in the next step."""
+        for p in self.params:
+            p.summed_grad = sums[p]
+
+    def clip_and_accumulate(self) -> None:
+        """Nothing left to do: `p.summed_grad` was filled by a clip that met every patient of the batch."""
+
+    def add_noise(self) -> None:
+        """p.grad = (clipped sum + noise, rounded to the public grid, + free sum) / divisor."""
+        scale = self.noise_multiplier * self.max_grad_norm
+        grid = public_grid(scale)
+        params = list(self.params)
+        draws = self._noise.normal((sum(p.numel() for p in params),), scale=scale)
+        for p, draw in zip(params, torch.split(draws, [p.numel() for p in params]), strict=True):
+            total = p.summed_grad.to(torch.float64) + draw.to(p.device).view_as(p)
+            total = round_to_grid(total, grid)
+            if p in self.free_sums:
+                total += self.free_sums[p]
+            p.grad = total.div_(self._divisor).to(p.dtype)
+
+    def scale_grad(self) -> None:
+        """Nothing: the divisor is public and already applied."""
+
+
+class DiscriminatorTrainer:
+    """Trains a discriminator with DP-SGD over patients.
+
+    Privacy: unit is one patient with all records; `n` steps cost `event(n)`, whatever the records, the fakes
+    and the losses are, as long as a loss treats every record by itself. Debit before you step.
+
+    Args:
+        module: no BatchNorm. Layers as `BookKeepingClip` has rules for, unless clipping is `opacus-hooks`.
+        optimizer: over exactly the module's trainable parameters; its state is post-processing.
+        sample_rate: public probability of each patient per step, in (0, 1].
+        noise_multiplier: standard deviation of the noise over `max_grad_norm`, above 0.
+        max_grad_norm: L2 bound on one patient's gradient, above 0.
+        nominal_batch_size: public divisor of the summed gradient, above 0; never the number drawn.
+        physical_batch_size: records per forward pass, at least 1; bounds memory and changes nothing else.
+        noise: where coins and noise come from; `SystemNoise` on patients.
+        clipping: `book-keeping` (fast) or `opacus-hooks` (any layer that Opacus knows, slow).
+        authorised_steps: how many steps were debited; one more raises. None leaves the count to the caller.
+
+    Raises:
+        ValueError: a number is out of its range, or the optimiser holds other parameters.
+        UnsupportedModuleError: the module cannot be trained under DP.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        sample_rate: float,
+        noise_multiplier: float,
+        max_grad_norm: float,
+        nominal_batch_size: float,
+        physical_batch_size: int,
+        noise: NoiseSource,
+        clipping: Clipping = "book-keeping",
+        authorised_steps: int | None = None,
+    ) -> None:
+        # The event's own checks are the parameters' checks.
+        self._event = MechanismEvent(
+            phase="refine",
+            kind="subsampled_gaussian",
+            noise_multiplier=noise_multiplier,
+            sample_rate=sample_rate,
+            max_grad_norm=max_grad_norm,
+        )
+        if not (math.isfinite(nominal_batch_size) and nominal_batch_size > 0):
+            raise ValueError(
+                f"nominal_batch_size is {nominal_batch_size!r}; it must be a public number above 0"
+            )
+        if physical_batch_size < 1:
+            raise ValueError(f"physical_batch_size is {physical_batch_size!r}; it must be 1 or more")
+        self.module = module
+        self.noise = noise
+        self.steps_taken = 0
+        self._authorised_steps = authorised_steps
+        self._physical_batch_size = physical_batch_size
+        self._clip = _make_clip(module, clipping, max_grad_norm)
+        held = {p for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+        if held != set(self._clip.parameters):
+            raise ValueError(
+                "the optimizer's parameters are not the module's trainable ones; a gradient is clipped over all "
+                "of them together, so build the optimizer from module.parameters()"
+            )
+        self._optimizer = KeyedNoiseOptimizer(
+            optimizer,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=max_grad_norm,
+            divisor=nominal_batch_size,
+            noise=noise,
+        )
+
+    def event(self, steps: int) -> MechanismEvent:
+        """What `steps` steps cost."""
+        return MechanismEvent(
+            phase=self._event.phase,
+            kind=self._event.kind,
+            noise_multiplier=self._event.noise_multiplier,
+            sample_rate=self._event.sample_rate,
+            max_grad_norm=self._event.max_grad_norm,
+            steps=steps,
+        )
+
+    def step(
+        self,
+        records: Tensor | PatientRecords,
+        fakes: Tensor,
+        real_loss: PerRecordLoss,
+        fake_loss: PerRecordLoss,
+    ) -> None:
+        """One DP-SGD step.
+
+        Args:
+            records: (P, ...), one row per patient, or a `PatientRecords`. Sensitive: do not log.
+            fakes: (F, ...) generated records, any public number of them, none allowed.
+            real_loss: from the module's output on patients to one loss per record, (B,).
+            fake_loss: the same for generated records.
+
+        Raises:
+            ValueError: a loss is not one number per record.
+            UnsupportedModuleError: the module or a loss mixes records.
+            RuntimeError: more steps than `authorised_steps`.
+        """
+        if self._authorised_steps is not None and self.steps_taken >= self._authorised_steps:
+            raise RuntimeError(
+                f"{self._authorised_steps} steps were authorised and taken; debit more before taking another"
+            )
+        if self.steps_taken == 0:
+            refuse_mixing(self.module, fakes, (real_loss, fake_loss))
+        self.steps_taken += 1  # before anything is drawn: a step that breaks half-way counts
+        self._optimizer.zero_grad(set_to_none=True)
+        sums = self.clipped_patient_sum(records, real_loss)
+        self._optimizer.take(sums)
+        self._optimizer.free_sums = self._clipped_sum(
+            torch.split(fakes.detach(), self._physical_batch_size), fake_loss
+        )
+        self._optimizer.step()
+
+    def clipped_patient_sum(
+        self, records: Tensor | PatientRecords, real_loss: PerRecordLoss
+    ) -> dict[Tensor, Tensor]:
+        """The exact clipped gradient sum over a fresh Poisson sample: the noise-free half of `step`.
+
+        Privacy: not a release. It changes by at most `max_grad_norm` when one patient joins or leaves.
+        """
+        num_patients = len(records) if isinstance(records, Tensor) else records.num_patients
+        drawn = poisson_sample(num_patients, self._event.sample_rate, self.noise)
+        chunks = torch.split(drawn, self._physical_batch_size)
+        if isinstance(records, Tensor):
+            table = records
+            return self._clipped_sum((table[chunk.to(table.device)] for chunk in chunks), real_loss)
+        patients = records
+        return self._clipped_sum((patients.gather(chunk) for chunk in chunks), real_loss)
+
+    def _clipped_sum(self, chunks: Iterable[Tensor], loss: PerRecordLoss) -> dict[Tensor, Tensor]:
+        sums = {
+            p: torch.zeros_like(p, dtype=torch.float64, requires_grad=False) for p in self._clip.parameters
+        }
+        for chunk in chunks:
+            if len(chunk):
+                self._clip.add_clipped_sum(chunk, loss, sums)
+        return sums
+
+
+def _make_clip(module: nn.Module, clipping: str, max_grad_norm: float) -> BookKeepingClip | OpacusHooksClip:
+    if clipping == "book-keeping":
+        return BookKeepingClip(module, max_grad_norm=max_grad_norm)
+    if clipping == "opacus-hooks":
+        return OpacusHooksClip(module, max_grad_norm=max_grad_norm)
+    raise ValueError(f"clipping is {clipping!r}; it must be 'book-keeping' or 'opacus-hooks'")
