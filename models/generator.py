@@ -1,0 +1,155 @@
+"""The generator: a mixture of product distributions over the columns' levels.
+
+A latent component c is drawn with probability w_c, then every column independently from softmax(logits[c]).
+First and second moments are exact sums over the components, without sampling noise, and so is conditioning:
+P(c | condition) is a re-weighting of the components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.table import column_offsets
+
+
+class GeneratorError(ValueError):
+    """Arrays that are no generator of this schema."""
+
+
+class MixtureGenerator(nn.Module):
+    """A mixture of product distributions.
+
+    Attributes:
+        logits: (C, D) parameter; the columns' logits in each component.
+        component_logits: (C,) parameter; softmax gives the components' weights.
+        cardinalities: levels of each column; D in all.
+    """
+
+    def __init__(self, logits: Tensor, component_logits: Tensor, cardinalities: Sequence[int]) -> None:
+        super().__init__()
+        self.cardinalities = tuple(int(d) for d in cardinalities)
+        if logits.ndim != 2 or logits.shape[1] != sum(self.cardinalities) or len(logits) < 1:
+            raise GeneratorError(
+                f"logits have shape {tuple(logits.shape)}; it must be (components, {sum(self.cardinalities)})"
+            )
+        if component_logits.shape != (len(logits),):
+            raise GeneratorError(
+                f"component_logits have shape {tuple(component_logits.shape)}; it must be ({len(logits)},)"
+            )
+        for name, array in (("logits", logits), ("component_logits", component_logits)):
+            if not bool(torch.isfinite(array).all()):
+                raise GeneratorError(f"{name} hold a value that is not finite")
+        self.logits = nn.Parameter(logits.detach().clone().float())
+        self.component_logits = nn.Parameter(component_logits.detach().clone().float())
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Tensor], cardinalities: Sequence[int]) -> MixtureGenerator:
+        """Read what `to_arrays` gave.
+
+        Raises:
+            GeneratorError: an array is missing, has another shape, or holds a value that is not finite.
+        """
+        missing = {"logits", "component_logits"} - set(arrays)
+        if missing:
+            raise GeneratorError(f"arrays {sorted(missing)} are missing; there are {sorted(arrays)}")
+        return cls(arrays["logits"], arrays["component_logits"], cardinalities)
+
+    def to_arrays(self) -> dict[str, Tensor]:
+        """The weights of the generator, for safetensors."""
+        return {
+            "logits": self.logits.detach().clone(),
+            "component_logits": self.component_logits.detach().clone(),
+        }
+
+    @property
+    def num_components(self) -> int:
+        """C."""
+        return len(self.logits)
+
+    def weights(self) -> Tensor:
+        """Probability of each component: (C,)."""
+        return self.component_logits.softmax(0)
+
+    def probabilities(self) -> Tensor:
+        """Distribution of each column in each component: (C, D)."""
+        return torch.cat([part.softmax(1) for part in self.logits.split(self.cardinalities, 1)], 1)
+
+    def one_way(self) -> Tensor:
+        """Exact marginal distributions of the columns: (D,)."""
+        return self.weights() @ self.probabilities()
+
+    def moments(self) -> Tensor:
+        """Exact second moment of the one-hot records: (D, D); the blocks of two columns are their tables.
+
+        Within one column's own block the diagonal holds its marginal and the rest is zero.
+        """
+        P = self.probabilities()
+        M = (P * self.weights()[:, None]).T @ P
+        column = torch.arange(len(self.cardinalities)).repeat_interleave(torch.tensor(self.cardinalities))
+        own = column[:, None] == column
+        return torch.where(own, torch.diag(self.one_way()), M)
+
+    @torch.no_grad()
+    def sample_codes(self, n: int, *, generator: torch.Generator) -> Tensor:
+        """Independent records: (n, K) int64 levels, the same for the same state of `generator`."""
+        return draw_codes(
+            self.probabilities().double(), self.weights().double(), self.cardinalities, n, generator=generator
+        )
+
+    def hard_samples(self, n: int, tau: float, *, generator: torch.Generator | None = None) -> Tensor:
+        """One-hot records (n, D) whose gradient flows to the drawn components' logits (straight-through).
+
+        References:
+            Jang, Gu, Poole: Categorical Reparameterization with Gumbel-Softmax, ICLR 2017, section 2.2.
+        """
+        with torch.no_grad():
+            component = torch.multinomial(self.weights(), n, replacement=True, generator=generator)
+            uniform = torch.rand(n, self.logits.shape[1], generator=generator).clamp_(1e-20, 1 - 1e-7)
+            gumbel = -torch.log(-torch.log(uniform))
+        noisy = self.logits[component] + gumbel
+        parts = []
+        for part in noisy.split(self.cardinalities, 1):
+            soft = (part / tau).softmax(1)
+            hard = torch.zeros_like(soft).scatter_(1, part.argmax(1, keepdim=True), 1.0)
+            parts.append(hard + soft - soft.detach())
+        return torch.cat(parts, 1)
+
+
+def draw_codes(
+    probabilities: Tensor,
+    weights: Tensor,
+    cardinalities: Sequence[int],
+    n: int,
+    *,
+    generator: torch.Generator,
+) -> Tensor:
+    """Draw from a mixture of products by inverse distribution functions: (n, K) int64.
+
+    Args:
+        probabilities: (C, D) float64; each column's part of a row may have any positive sum.
+        weights: (C,) float64, of any positive sum.
+        cardinalities: levels of each column.
+        n: how many.
+        generator: the source of randomness.
+    """
+    components = len(weights)
+    heaped = weights.cumsum(0)
+    drawn = torch.rand(n, generator=generator, dtype=torch.float64) * heaped[-1]
+    component = torch.searchsorted(heaped, drawn, right=True).clamp_(max=components - 1)
+    codes = torch.empty(n, len(cardinalities), dtype=torch.int64)
+    offsets = column_offsets(cardinalities).tolist()
+    base = torch.arange(components, dtype=torch.float64)[:, None]
+    for column, levels in enumerate(cardinalities):
+        part = probabilities[:, offsets[column] : offsets[column + 1]]
+        rising = part.cumsum(1) / part.sum(1, keepdim=True).clamp_min(1e-300)
+        # All components' distribution functions end to end: one search for all rows. A level of probability
+        # 0 has no interval; a draw beyond the last step by rounding takes the last level that has one.
+        flat = (base + rising.clamp(max=1.0)).flatten()
+        uniform = torch.rand(n, generator=generator, dtype=torch.float64)
+        found = torch.searchsorted(flat, component + uniform, right=True) - component * levels
+        last = levels - 1 - part.flip(1).gt(0).int().argmax(1)
+        codes[:, column] = torch.minimum(found.clamp_(min=0), last[component])
+    return codes

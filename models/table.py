@@ -1,0 +1,75 @@
+"""A table as codes: what the rest of the models see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EncodedTable:
+    """Records as codes, each patient's beside each other. # Sensitive at a site: do not log.
+
+    Attributes:
+        codes: (R, K) int64, level of each column.
+        patient_offsets: (P + 1,) int64; patient i has the records from offset i to offset i + 1.
+    """
+
+    codes: Tensor
+    patient_offsets: Tensor
+
+    def __post_init__(self) -> None:
+        offsets = self.patient_offsets
+        if self.codes.ndim != 2 or offsets.ndim != 1 or len(offsets) < 1:
+            raise ValueError(
+                f"codes must be (R, K) and patient_offsets (P + 1,); found {tuple(self.codes.shape)} "
+                f"and {tuple(offsets.shape)}"
+            )
+        if offsets[0] != 0 or offsets[-1] != len(self.codes) or bool((offsets.diff() < 1).any()):
+            raise ValueError(
+                "patient_offsets must rise from 0 to the number of records, each patient with one"
+            )
+
+    @property
+    def num_records(self) -> int:
+        """Rows."""
+        return len(self.codes)
+
+    @property
+    def num_patients(self) -> int:
+        """Privacy units."""
+        return len(self.patient_offsets) - 1
+
+    def select(self, patients: Tensor) -> EncodedTable:
+        """The records of some patients, given by distinct or repeated positions (B,)."""
+        counts = self.patient_offsets.diff()[patients]
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        within = torch.arange(int(offsets[-1])) - offsets[:-1].repeat_interleave(counts)
+        rows = self.patient_offsets[patients].repeat_interleave(counts) + within
+        return EncodedTable(codes=self.codes[rows], patient_offsets=offsets)
+
+    def one_record_each(self, patients: Tensor, uniforms: Tensor) -> Tensor:
+        """One record of each patient: (B, K) codes.
+
+        Args:
+            patients: (B,) positions.
+            uniforms: (B,) in [0, 1): which of the patient's records.
+        """
+        starts, counts = self.patient_offsets[patients], self.patient_offsets.diff()[patients]
+        picked = torch.minimum((uniforms * counts).long(), counts - 1)
+        return self.codes[starts + picked]
+
+
+def one_hot(codes: Tensor, cardinalities: Sequence[int]) -> Tensor:
+    """Codes (B, K) as float32 one-hot records (B, D)."""
+    offsets = column_offsets(cardinalities)[:-1]
+    hot = torch.zeros(len(codes), sum(cardinalities))
+    return hot.scatter_(1, codes + offsets, 1.0)
+
+
+def column_offsets(cardinalities: Sequence[int]) -> Tensor:
+    """Where each column starts in a one-hot record, and the width last: (K + 1,) int64."""
+    return torch.tensor([0, *cardinalities], dtype=torch.int64).cumsum(0)
