@@ -20,6 +20,16 @@ from models.weights import decode_arrays, digest_of, encode_arrays
 MessageKind = Literal["quote", "measure", "refine", "witness"]
 EMPTY_DIGEST = digest_of(b"")
 
+# How Flower carries a message: one record of this name with the bytes `body` and `arrays`, under this type.
+RECORD_NAME = "fedtwin"
+MESSAGE_TYPES: Mapping[str, str] = {
+    "quote": "query.quote",
+    "witness": "query.witness",
+    "measure": "train.measure",
+    "refine": "train.refine",
+}
+APP_REFUSED_CODE = 100  # a site's error code for an app that its policy does not allow
+
 
 class ExchangeError(ValueError):
     """A message that does not have the form it must have; nothing of it was used."""
