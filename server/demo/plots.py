@@ -69,7 +69,7 @@ def correlation_plot(names: Sequence[str], matrix: np.ndarray, story: str, *, fu
         story: the text alternative.
         full: the absolute value that gets full colour.
     """
-    cell, label = 15, 116
+    cell, label = 15, 132
     parts = []
     for row, name in enumerate(names):
         y = row * cell

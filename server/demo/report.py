@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from models.study import Study
 from server.demo.comparison import Comparison, Marginal, compare
@@ -91,9 +90,7 @@ def render_report(facts: ReportFacts, *, real: pd.DataFrame, compared: pd.DataFr
         facts=facts,
         study=facts.study,
         comparison=comparison,
-        marginals=[
-            (marginal, _unit(marginal), Markup(marginal_plot(marginal))) for marginal in comparison.marginals
-        ],
+        marginals=[(marginal, _unit(marginal), marginal_plot(marginal)) for marginal in comparison.marginals],
         heat_maps=_heat_maps(comparison),
         header=list(head.columns),
         rows=[[_shown(value) for value in row] for row in head.itertuples(index=False)],
@@ -101,7 +98,7 @@ def render_report(facts: ReportFacts, *, real: pd.DataFrame, compared: pd.DataFr
     )
 
 
-def _heat_maps(comparison: Comparison) -> list[tuple[str, str, Markup]]:
+def _heat_maps(comparison: Comparison) -> list[tuple[str, str, str]]:
     real, synthetic = comparison.real_correlation, comparison.synthetic_correlation
     difference = synthetic - real
     worst = float(abs(difference).max())
@@ -114,10 +111,8 @@ def _heat_maps(comparison: Comparison) -> list[tuple[str, str, Markup]]:
         (
             title,
             note,
-            Markup(
-                correlation_plot(
-                    comparison.correlated, matrix, f"Rank correlations, {title.lower()}. {note}", full=full
-                )
+            correlation_plot(
+                comparison.correlated, matrix, f"Rank correlations, {title.lower()}. {note}", full=full
             ),
         )
         for title, note, matrix, full in pictures
