@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from privacy.budget import check_delta
@@ -46,7 +47,7 @@ class Receipt:
         dataset_fingerprint: keyed by a secret of the site: equal for equal data, meaningless to others.
         noise_source: `NoiseSource.kind`; `aes-ctr` for the real one.
         nonce: unpredictable, from the request.
-        issued_at: UTC, `YYYY-MM-DDTHH:MM:SSZ`.
+        issued_at: when, with its time zone; kept in UTC to the second.
     """
 
     study_digest: str
@@ -63,7 +64,7 @@ class Receipt:
     dataset_fingerprint: str
     noise_source: str
     nonce: str
-    issued_at: str
+    issued_at: datetime
 
     def __post_init__(self) -> None:
         for name in _DIGESTS:
@@ -71,7 +72,7 @@ class Receipt:
         for name in _TEXTS:
             check_text(getattr(self, name), name=name)
         check_round(self.round)
-        check_time(self.issued_at, name="issued_at")
+        object.__setattr__(self, "issued_at", _whole_second(self.issued_at))
         object.__setattr__(self, "events", tuple(self.events))
         if not self.events:
             raise ValueError("events is empty; a round without a mechanism needs no receipt")
@@ -82,7 +83,8 @@ class Receipt:
     def to_dict(self) -> dict[str, Any]:
         """The receipt as JSON data; real numbers are decimal strings."""
         return {
-            **{name: getattr(self, name) for name in (*_DIGESTS, *_TEXTS, "round", "issued_at")},
+            **{name: getattr(self, name) for name in (*_DIGESTS, *_TEXTS, "round")},
+            "issued_at": time_text(self.issued_at),
             "events": [event.to_dict() for event in self.events],
             "spend_epsilon": decimal_text(self.spend_epsilon),
             "spend_delta": decimal_text(self.spend_delta),
@@ -100,7 +102,12 @@ class Receipt:
             raise ValueError("events is not a list of objects")
         numbers = {name: parse_decimal(data[name], name=name) for name in ("spend_epsilon", "spend_delta")}
         events = tuple(read_event(event) for event in data["events"])
-        return cls(**{**data, **numbers, "events": events})
+        issued_at = parse_time(data["issued_at"], name="issued_at")
+        return cls(**{**data, **numbers, "events": events, "issued_at": issued_at})
+
+
+class ReceiptError(SignatureError):
+    """An envelope that is no receipt of the expected site, or whose signature does not hold."""
 
 
 _FIELDS: Final = frozenset(
@@ -123,15 +130,16 @@ def open_receipt(envelope: Mapping[str, Any], key: VerifyKey) -> Receipt:
     """The receipt in an envelope, once its signature under the site's pinned key holds.
 
     Raises:
-        SignatureError: not a receipt, another signer, a bad signature, or a site other than the key's.
+        ReceiptError: not a receipt, another signer, a bad signature, or a site other than the key's.
     """
-    data = open_statement(envelope, RECEIPT_TYPE, [key])
     try:
-        receipt = Receipt.from_dict(data)
+        receipt = Receipt.from_dict(open_statement(envelope, RECEIPT_TYPE, [key]))
+    except SignatureError as error:
+        raise ReceiptError(str(error)) from error
     except (ValueError, TypeError) as error:
-        raise SignatureError(f"the signed receipt of {key.name!r} cannot be used: {error}") from error
+        raise ReceiptError(f"the signed receipt of {key.name!r} cannot be used: {error}") from error
     if receipt.site != key.name:
-        raise SignatureError(f"a receipt of {receipt.site!r} is signed by {key.name!r}")
+        raise ReceiptError(f"a receipt of {receipt.site!r} is signed by {key.name!r}")
     return receipt
 
 
@@ -192,8 +200,24 @@ def check_round(value: object) -> int:
     return value
 
 
+def time_text(moment: datetime) -> str:
+    """A time as entries and receipts write it: UTC, to the second."""
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def parse_time(text: object, *, name: str) -> datetime:
+    """Read what `time_text` wrote; one spelling only. ValueError otherwise."""
+    return datetime.fromisoformat(check_time(text, name=name))
+
+
 def check_time(value: object, *, name: str) -> str:
     """Return `value` if it reads `YYYY-MM-DDTHH:MM:SSZ`; ValueError otherwise."""
     if not isinstance(value, str) or _TIME.fullmatch(value) is None:
         raise ValueError(f"{name} is {value!r}; it must be UTC in the form 2026-01-31T23:59:59Z")
     return value
+
+
+def _whole_second(moment: datetime) -> datetime:
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        raise ValueError(f"issued_at is {moment!r}; it must be a datetime with its time zone")
+    return moment.astimezone(UTC).replace(microsecond=0)
