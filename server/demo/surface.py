@@ -1,0 +1,107 @@
+"""The two surfaces that the demo uses, and that every user has: the `fedtwin` command and the HTTP API."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+
+class SurfaceError(RuntimeError):
+    """A command or a call did not do what it should; the message quotes what it said."""
+
+
+def fedtwin_command(*arguments: str | Path) -> tuple[str, ...]:
+    """The argument list of a `fedtwin` command of this very installation."""
+    script = Path(sys.executable).with_name("fedtwin")
+    start = (
+        (str(script),)
+        if script.exists()
+        else (sys.executable, "-c", "from privacy.cli import main; raise SystemExit(main())")
+    )
+    return (*start, *map(str, arguments))
+
+
+def fedtwin(*arguments: str | Path, environment: dict[str, str] | None = None) -> str:
+    """Run a `fedtwin` command to its end and return what it printed.
+
+    Raises:
+        SurfaceError: its exit status is not 0; quotes the last lines.
+    """
+    ended = subprocess.run(
+        fedtwin_command(*arguments),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", **(environment or {})},
+        timeout=300,
+        check=False,
+    )
+    if ended.returncode != 0:
+        said = "\n".join((ended.stderr.strip() or ended.stdout.strip()).splitlines()[-15:])
+        shown = " ".join(map(str, arguments))
+        raise SurfaceError(f"`fedtwin {shown}` ended with status {ended.returncode}:\n{said}")
+    return ended.stdout
+
+
+class Api:
+    """The coordinator's API as one role sees it.
+
+    Args:
+        url: its base, without `/v1`.
+        key: an API key.
+    """
+
+    def __init__(self, url: str, key: str) -> None:
+        self._http = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        """GET JSON."""
+        return self._call("GET", path, params=parameters).json()
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        """POST JSON."""
+        return self._call("POST", path, json=body)
+
+    def download(self, path: str, target: Path) -> Path:
+        """GET a file and write it."""
+        target.write_bytes(self._call("GET", path).content)
+        return target
+
+    def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise SurfaceError(f"{method} {path}: nobody answered ({error})") from error
+        if response.is_error:
+            raise SurfaceError(f"{method} {path} was answered {response.status_code}: {response.text[:500]}")
+        return response
+
+
+def poll(
+    ask: Callable[[], Any],
+    *,
+    until: Callable[[Any], bool],
+    alive: Callable[[], None],
+    what: str,
+    timeout_seconds: float,
+    pause_seconds: float = 0.3,
+) -> Any:
+    """Ask again and again until the answer will do; `alive` raises when something has died meanwhile.
+
+    Raises:
+        SurfaceError: the time is over; names `what` was waited for.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while not until(answer := ask()):
+        alive()
+        if time.monotonic() > deadline:
+            raise SurfaceError(f"{what} took longer than {timeout_seconds:.0f} s; last seen: {answer}")
+        time.sleep(pause_seconds)
+    return answer
