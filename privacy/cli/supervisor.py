@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+WORKER_READY = "fedtwin worker is ready"  # both sides' workers log it once they have imported everything
+
 EventKind = Literal["starting", "ready", "exited", "failed", "stopping", "stopped"]
 
 _TICK_SECONDS = 0.1

@@ -1,0 +1,19 @@
+"""The Flower ClientApp that a site has installed: hands each request to the site's rounds, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+from client.flower_adapter import make_app
+from client.home import SiteHome
+from client.rounds import SiteRounds
+
+
+@cache
+def _rounds() -> SiteRounds:
+    return SiteRounds(SiteHome.open(Path(os.environ["FEDTWIN_HOME"])))
+
+
+app = make_app(lambda request: _rounds().handle(request))

@@ -1,0 +1,252 @@
+"""All of Flower's internals that a site needs, in one place, pinned by contract tests.
+
+Three things: `make_app`, the ClientApp around a handler; `TaskSource`, from which the site's own worker
+takes tasks of the local SuperNode; and `run_supernode`, Flower's SuperNode with shorter pauses.
+
+A task carries the coordinator's app bundle. It is hashed and never unpacked: what runs is what the site has
+installed. None of Flower's retry helpers is used here, since they end the process on a lost login.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.run import RunNotRunningException
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+from models.exchange import (
+    APP_REFUSED_CODE,
+    MESSAGE_TYPES,
+    RECORD_NAME,
+    ExchangeError,
+    RoundReply,
+    RoundRequest,
+)
+
+Answer = Callable[[Message, Context], Message]
+
+_HEARTBEAT_SECONDS = 10.0  # a task without one for 60 s is given up by the SuperNode
+_BUSY_PAUSE_SECONDS = 0.2
+_IDLE_PAUSE_SECONDS = 3.0
+_PAUSE_GROWTH = 1.15
+
+_log = logging.getLogger(__name__)
+
+
+def make_app(handle: Callable[[RoundRequest], RoundReply]) -> ClientApp:
+    """A ClientApp that answers each kind of message with `handle`; it raises when a request cannot be read."""
+    app = ClientApp()
+
+    def answer(message: Message, context: Context) -> Message:
+        body, arrays = (message.content[RECORD_NAME][part] for part in ("body", "arrays"))
+        if not isinstance(body, bytes) or not isinstance(arrays, bytes):
+            raise ExchangeError("body and arrays must be bytes")
+        body, arrays = handle(RoundRequest.decode(body, arrays)).encode()
+        content = RecordDict({RECORD_NAME: ConfigRecord({"body": body, "arrays": arrays})})
+        return Message(content, reply_to=message)
+
+    for message_type in MESSAGE_TYPES.values():
+        category, action = message_type.split(".")
+        getattr(app, category)(action)(answer)
+    return app
+
+
+class SourceLostError(ConnectionError):
+    """The SuperNode does not answer, or no longer knows the task (it was restarted)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskHead:
+    """What is known of a task without looking into its message.
+
+    Attributes:
+        run_id: Flower's id of the run.
+        message_type: such as `train.measure`.
+        app_digest: SHA-256 of the app bundle that came with it, hexadecimal.
+    """
+
+    run_id: int
+    message_type: str
+    app_digest: str
+
+
+class Task:
+    """One message from the coordinator, held by this worker until it is answered."""
+
+    def __init__(self, client: RuntimeHttpClient) -> None:
+        self._client = client
+        try:
+            self._message, self._context, run, bundle = pull_task_input(client)
+        except (httpx.HTTPError, RunNotRunningException, RuntimeError) as error:
+            client.close()
+            raise SourceLostError("the SuperNode took the task back") from error
+        self.head = TaskHead(
+            run_id=run.run_id,
+            message_type=self._message.metadata.message_type,
+            app_digest=hashlib.sha256(bundle.content).hexdigest(),
+        )
+
+    def run(self, app: Answer) -> None:
+        """Let the installed app answer.
+
+        What an exception says may depend on patients, so that the coordinator is told its type only.
+
+        Raises:
+            SourceLostError: the reply could not be delivered.
+        """
+        with _Heartbeat(self._client):
+            try:
+                reply = app(self._message, self._context)
+            except Exception as error:
+                _log.exception("the app could not answer")
+                reason = f"the site could not answer ({type(error).__name__})"
+                self._answer(
+                    self._error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), SubStatus.FAILED, reason
+                )
+            else:
+                self._answer(reply, SubStatus.COMPLETED, "")
+
+    def refuse(self) -> None:
+        """Answer that this app is not allowed here.
+
+        Raises:
+            SourceLostError: the reply could not be delivered.
+        """
+        reason = f"this site does not allow the app {self.head.app_digest}"
+        self._answer(self._error(APP_REFUSED_CODE, reason), SubStatus.FAILED, reason)
+
+    def _error(self, code: int, reason: str) -> Message:
+        return Message(Error(code=code, reason=reason), reply_to=self._message)
+
+    def _answer(self, reply: Message, status: str, details: str) -> None:
+        try:
+            push_message(self._client, reply, self._context)
+            push_task_output(self._client, self._context, status, details)
+        except (httpx.HTTPError, RunNotRunningException, RuntimeError) as error:
+            raise SourceLostError("the reply could not be delivered to the SuperNode") from error
+        finally:
+            self._client.close()
+
+
+class TaskSource:
+    """Tasks of the SuperNode on this machine.
+
+    Args:
+        port: where the SuperNode serves, on the loopback interface.
+        secret: shared with the SuperNode; without it nobody is given a task.
+    """
+
+    def __init__(self, *, port: int, secret: bytes) -> None:
+        self._address = f"127.0.0.1:{port}"
+        self._client = self._connect(
+            "SuperExec",
+            SuperExecAuthHttpInterceptor(
+                master_secret=secret, protected_methods=frozenset({"/flwr.proto.Runtime/AcquireTask"})
+            ),
+        )
+
+    def acquire(self) -> Task | None:
+        """Take the next task, if there is one.
+
+        Raises:
+            SourceLostError: the SuperNode does not answer.
+        """
+        try:
+            answer = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+        except httpx.HTTPError as error:
+            raise SourceLostError(f"the SuperNode at {self._address} does not answer") from error
+        if not (answer.HasField("task") and answer.token):
+            return None
+        return Task(self._connect("flwr-clientapp", RuntimeTokenHttpInterceptor(answer.token)))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def _connect(self, component: str, interceptor: Any) -> RuntimeHttpClient:
+        return RuntimeHttpClient.from_server_address(
+            server_address=self._address,
+            insecure=True,
+            root_certificates=None,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name=component), interceptor],
+        )
+
+
+class _Heartbeat:
+    """Tells the SuperNode that a task is still worked on; a lost SuperNode is noticed on delivery."""
+
+    def __init__(self, client: RuntimeHttpClient) -> None:
+        self._client = client
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._done.wait(_HEARTBEAT_SECONDS):
+            try:
+                self._client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+            except httpx.HTTPError as error:
+                _log.warning("heartbeat failed (%s)", type(error).__name__)
+
+
+class _Pace:
+    """Stands in for the module `time` in the SuperNode's loop, which only sleeps.
+
+    Flower pauses 3 s whenever the coordinator has nothing, which is most of a short round. Here the pause
+    starts short after each message and grows back to those 3 s.
+    """
+
+    def __init__(self) -> None:
+        self._idle = _BUSY_PAUSE_SECONDS
+
+    def sleep(self, seconds: float) -> None:
+        if seconds < 1.0:  # waiting for this site's own worker
+            self._idle = _BUSY_PAUSE_SECONDS
+            time.sleep(min(seconds, _BUSY_PAUSE_SECONDS / 2))
+        else:
+            time.sleep(min(seconds, self._idle))
+            self._idle = min(self._idle * _PAUSE_GROWTH, _IDLE_PAUSE_SECONDS)
+
+
+def run_supernode() -> None:
+    """Be a SuperNode with the arguments of this process; never returns.
+
+    When Flower's loop ends on an error, its process would stay without it: this one exits, to be restarted.
+    """
+    loop = importlib.import_module("flwr.supernode.start_client_internal")
+    command = importlib.import_module("flwr.supernode.cli.flower_supernode")
+    loop.time = _Pace()  # type: ignore[attr-defined]
+    try:
+        command.flower_supernode()
+    finally:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    run_supernode()

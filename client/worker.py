@@ -1,0 +1,127 @@
+"""The site's worker: one warm process that takes tasks from the local SuperNode and runs installed code only.
+
+`python -m client.worker` with FEDTWIN_HOME set. An app that the policy does not allow is answered with an
+error and noted; a SuperNode that goes away is waited for. Logs say which round, never anything of the data.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+from pathlib import Path
+
+from client.flower_adapter import Answer, SourceLostError, TaskHead, TaskSource
+from client.home import SiteHome
+from privacy.cli.supervisor import WORKER_READY
+
+_BUSY_PAUSE_SECONDS = 0.05
+_IDLE_PAUSE_SECONDS = 0.5
+_LOST_PAUSE_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+def run_worker(
+    home: SiteHome,
+    app: Answer,
+    *,
+    allowed_apps: Callable[[], Collection[str]],
+    on_refused: Callable[[TaskHead], None],
+    stop_event: threading.Event | None = None,
+) -> None:
+    """Answer tasks until told to stop.
+
+    Args:
+        home: the site.
+        app: the installed app; it runs in this process.
+        allowed_apps: digests of apps that the policy allows now; asked before every task.
+        on_refused: called for each task of another app, after the coordinator was told.
+        stop_event: ends the loop between two tasks.
+    """
+    stop = stop_event or threading.Event()
+    source = TaskSource(port=home.supernode_port, secret=home.worker_secret.read_bytes())
+    pause = _BUSY_PAUSE_SECONDS
+    _log.info(WORKER_READY)
+    try:
+        while not stop.is_set():
+            try:
+                if _serve_one(source, app, allowed_apps, on_refused):
+                    pause = _BUSY_PAUSE_SECONDS
+                else:
+                    stop.wait(pause)
+                    pause = min(pause * 1.1, _IDLE_PAUSE_SECONDS)
+            except SourceLostError as error:
+                _log.warning("%s; waiting for it", error)
+                stop.wait(_LOST_PAUSE_SECONDS)
+    finally:
+        source.close()
+
+
+def _serve_one(
+    source: TaskSource,
+    app: Answer,
+    allowed_apps: Callable[[], Collection[str]],
+    on_refused: Callable[[TaskHead], None],
+) -> bool:
+    task = source.acquire()
+    if task is None:
+        return False
+    head = task.head
+    if head.app_digest not in allowed_apps():
+        _log.error(
+            "run %s: refused %s of the foreign app %s", head.run_id, head.message_type, head.app_digest
+        )
+        on_refused(head)
+        task.refuse()
+        return True
+    started = time.monotonic()
+    task.run(app)
+    _log.info("run %s: answered %s in %.2f s", head.run_id, head.message_type, time.monotonic() - started)
+    return True
+
+
+def main() -> None:
+    """Serve the site that FEDTWIN_HOME names."""
+    configure_logging()
+    from client.app import app
+    from privacy.cli.rooms import check_rooms
+
+    check_rooms()
+    home = SiteHome.open(Path(os.environ["FEDTWIN_HOME"]))
+    run_worker(
+        home, app, allowed_apps=lambda: _allowed_apps(home), on_refused=lambda head: _note_refusal(home, head)
+    )
+
+
+def configure_logging() -> None:
+    """Lines with time and level to standard error; the supervisor keeps them in a file."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def _allowed_apps(home: SiteHome) -> Collection[str]:
+    """What the policy allows now; a policy that cannot be read allows nothing."""
+    from client.policy import PolicyError, load_policy
+
+    try:
+        return load_policy(home.policy_file).app_digests
+    except PolicyError as error:
+        _log.error("the policy cannot be read, so no app is allowed: %s", error)
+        return ()
+
+
+def _note_refusal(home: SiteHome, head: TaskHead) -> None:
+    """Tell the site's staff, in the file that they read."""
+    with home.notices.open("a", encoding="utf-8") as file:
+        file.write(
+            f"{datetime.now(UTC).isoformat(timespec='seconds')} refused {head.message_type} of run {head.run_id}: "
+            f"its app {head.app_digest} is not among the policy's\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

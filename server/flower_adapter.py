@@ -1,0 +1,356 @@
+"""All of Flower's internals that the coordinator needs, in one place, pinned by contract tests.
+
+Three things: `Control` (start, stop and follow runs, register sites), `FlowerFederation` (an exchange over a
+run's Grid), and `serve_run` (our own worker, which takes one run from the SuperLink and runs the installed
+ServerApp; a run with another app than this coordinator's is refused, whoever started it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.common.constant import ErrorCode, Status, SubStatus
+from flwr.common.serde import context_from_proto, fab_to_proto, run_from_proto, user_config_to_proto
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+    UnregisterNodeRequest,
+)
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest
+from flwr.serverapp import Grid
+from flwr.supercore.constant import TaskType
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.error import FlowerError
+from flwr.supercore.fab import Fab
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.retry import exponential
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid.http_grid import HttpGrid
+
+from models.exchange import APP_REFUSED_CODE, MESSAGE_TYPES, RECORD_NAME, RoundReply, RoundRequest
+from server.bundle import digest_of_bundle
+from server.federation import SiteFailure
+from server.home import CoordinatorHome
+
+_FIRST_POLL_SECONDS = 0.1
+_LAST_POLL_SECONDS = 0.5
+_RETRY_SECONDS = 2.0
+_FAILURES: Mapping[int, tuple[str, str]] = {
+    ErrorCode.NODE_UNAVAILABLE: ("unavailable", "the site's SuperNode went away before it answered"),
+    ErrorCode.CLIENT_APP_CRASHED: ("unavailable", "the site's worker went away before it answered"),
+    ErrorCode.MESSAGE_UNAVAILABLE: ("unavailable", "the request expired before the site took it"),
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: ("unavailable", "the reply expired before it was fetched"),
+    APP_REFUSED_CODE: ("error", "the site's policy does not allow this coordinator's app"),
+}
+
+_log = logging.getLogger(__name__)
+
+
+class ControlError(RuntimeError):
+    """The SuperLink refused, or does not answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeStatus:
+    """A registered site as the SuperLink sees it.
+
+    Attributes:
+        node_id: Flower's name for it.
+        site: the name it was registered with.
+        status: `registered`, `online`, `offline` or `unregistered`.
+    """
+
+    node_id: int
+    site: str
+    status: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """A Flower run: `pending`, `starting`, `running`, `completed`, `failed` or `stopped`, and why."""
+
+    state: str
+    detail: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will happen in it."""
+        return self.state in {SubStatus.COMPLETED, SubStatus.FAILED, SubStatus.STOPPED}
+
+
+class Control:
+    """The SuperLink's control interface on the coordinator's own machine. A context manager.
+
+    Raises (from every method):
+        ControlError: the SuperLink refused, or does not answer.
+    """
+
+    def __init__(self, home: CoordinatorHome) -> None:
+        self._home = home
+        self._client = ControlHttpClient.from_server_address(
+            server_address=f"127.0.0.1:{home.superlink_port}",
+            insecure=False,
+            root_certificates=home.ca_certificate.read_bytes(),
+            interceptors=[],
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def start_run(self, run_config: Mapping[str, Any]) -> int:
+        """Start a run of this coordinator's app.
+
+        Args:
+            run_config: `{"run": ID}`; only keys that the app has.
+
+        Returns:
+            Flower's id of the run.
+        """
+        bundle = self._home.app_bundle.read_bytes()
+        request = StartRunRequest(
+            fab=fab_to_proto(Fab(digest_of_bundle(bundle), bundle, {})),
+            override_config=user_config_to_proto(dict(run_config)),
+        )
+        return int(self._call(self._client.StartRun, request).run_id)
+
+    def stop_run(self, run_id: int) -> bool:
+        """Stop a run; False when it had already ended."""
+        if self.run_status(run_id).finished:
+            return False
+        return bool(self._call(self._client.StopRun, StopRunRequest(run_id=run_id)).success)
+
+    def run_status(self, run_id: int) -> RunStatus:
+        """How a run stands."""
+        runs = self._call(self._client.ListRuns, ListRunsRequest(run_id=run_id)).run_dict
+        status = runs[run_id].status
+        state = status.sub_status if status.status == Status.FINISHED else status.status
+        return RunStatus(state=state, detail=status.details)
+
+    def register_site(self, name: str, node_public_key: str) -> int:
+        """Let a site's SuperNode in; the same name and key again changes nothing.
+
+        Args:
+            name: the site's name.
+            node_public_key: ECDSA key in OpenSSH's format (`ecdsa-sha2-nistp384 AAAA...`).
+
+        Returns:
+            Flower's id of the node.
+        """
+        key = load_ssh_public_key(node_public_key.encode())
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise ControlError(f"the node key of {name} is not an ECDSA key; send the site's keys/node.pub")
+        encoded = public_key_to_bytes(key)
+        for node in self._call(self._client.ListNodes, ListNodesRequest()).nodes_info:
+            if node.status != "unregistered" and node.public_key == encoded and node.name == name:
+                return int(node.node_id)
+        request = RegisterNodeRequest(public_key=encoded, name=name)
+        return int(self._call(self._client.RegisterNode, request).node_id)
+
+    def remove_site(self, node_id: int) -> None:
+        """Shut a node out."""
+        self._call(self._client.UnregisterNode, UnregisterNodeRequest(node_id=node_id))
+
+    def nodes(self) -> list[NodeStatus]:
+        """Every registered site."""
+        found = self._call(self._client.ListNodes, ListNodesRequest()).nodes_info
+        return [NodeStatus(node_id=int(one.node_id), site=one.name, status=one.status) for one in found]
+
+    def _call(self, method: Callable[[Any], Any], request: Any) -> Any:
+        try:
+            return method(request)
+        except httpx.HTTPStatusError as error:
+            known = FlowerError.from_json(error.response.text)
+            reason = known.message if known is not None else f"HTTP {error.response.status_code}"
+            raise ControlError(f"the SuperLink refused: {reason}") from error
+        except httpx.TransportError as error:
+            raise ControlError(
+                f"no SuperLink answers at 127.0.0.1:{self._home.superlink_port}; "
+                "start it with `fedtwin server up`"
+            ) from error
+
+
+class FlowerFederation:
+    """An exchange with sites over the Grid of one Flower run.
+
+    A site is the node that was registered with its name. While the SuperLink is away, calls wait for it to
+    come back; a deadline that passes meanwhile is noticed then.
+    """
+
+    def __init__(self, grid: Grid, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._grid = grid
+        self._sleep = sleep
+
+    def sites(self) -> frozenset[str]:
+        """Names of the sites that are connected now."""
+        return frozenset(self._node_ids())
+
+    def exchange(
+        self, requests: Mapping[str, RoundRequest], *, deadline_seconds: float
+    ) -> Mapping[str, RoundReply | SiteFailure]:
+        """Send each site its request and collect what comes back; see `server.federation.Federation`."""
+        deadline = time.monotonic() + deadline_seconds
+        node_ids = self._node_ids()
+        results: dict[str, RoundReply | SiteFailure] = {
+            site: SiteFailure(code="unavailable", reason="the site is not connected")
+            for site in requests
+            if site not in node_ids
+        }
+        asked = [site for site in requests if site in node_ids]
+        messages = [
+            write_request(requests[site], node_id=node_ids[site], ttl_seconds=deadline_seconds)
+            for site in asked
+        ]
+        message_ids = list(self._grid.push_messages(messages)) if messages else []
+        pending = {
+            message_id: site for message_id, site in zip(message_ids, asked, strict=False) if message_id
+        }
+        for site in set(asked) - set(pending.values()):
+            results[site] = SiteFailure(code="error", reason="the SuperLink did not take the request")
+        delay = _FIRST_POLL_SECONDS
+        while pending and time.monotonic() < deadline:
+            for reply in self._grid.pull_messages(list(pending)):
+                answered = pending.pop(reply.metadata.reply_to_message_id, None)
+                if answered is not None:
+                    results[answered] = read_reply(reply)
+                    delay = _FIRST_POLL_SECONDS
+            if pending:
+                self._sleep(min(delay, max(0.0, deadline - time.monotonic())))
+                delay = min(1.5 * delay, _LAST_POLL_SECONDS)
+        for site in pending.values():
+            reason = f"no reply within {deadline_seconds:g} s"
+            results[site] = SiteFailure(code="timeout", reason=reason)
+        return results
+
+    def _node_ids(self) -> dict[str, int]:
+        return {node.name: int(node.node_id) for node in self._grid.get_nodes() if node.name}
+
+
+def write_request(request: RoundRequest, *, node_id: int, ttl_seconds: float) -> Message:
+    """A request as Flower's message."""
+    body, arrays = request.encode()
+    content = RecordDict({RECORD_NAME: ConfigRecord({"body": body, "arrays": arrays})})
+    return Message(
+        content,
+        dst_node_id=node_id,
+        message_type=MESSAGE_TYPES[request.kind],
+        ttl=ttl_seconds,
+        group_id=str(request.round),
+    )
+
+
+def read_reply(message: Message) -> RoundReply | SiteFailure:
+    """What a site answered; whatever it sent, this does not raise."""
+    if message.has_error():
+        code, reason = _FAILURES.get(message.error.code, ("error", "the site could not answer"))
+        return SiteFailure(code=code, reason=reason)
+    try:
+        record = message.content[RECORD_NAME]
+        body, arrays = record["body"], record["arrays"]
+        if not isinstance(body, bytes) or not isinstance(arrays, bytes):
+            raise TypeError("body and arrays must be bytes")
+        return RoundReply.decode(body, arrays)
+    except Exception as error:  # hostile input: no site may stop a round by what it sends
+        return SiteFailure(code="garbled", reason=f"the reply cannot be read ({type(error).__name__})")
+
+
+def serve_run(home: CoordinatorHome, app: Callable[[Grid, Context], None]) -> None:
+    """Wait for a run, run it to its end, and return; the supervisor then starts a fresh, warm process.
+
+    Raises:
+        KeyboardInterrupt: the run was stopped (Flower's client raises SIGINT), or this process is to end.
+    """
+    token = _wait_for_run(home)
+    grid = HttpGrid(
+        runtime_api_address=f"127.0.0.1:{home.superlink_port}",
+        root_certificates=home.ca_certificate.read_bytes(),
+        token=token,
+    )
+    grid._retry_invoker.wait_gen_factory = lambda: exponential(max_delay=_RETRY_SECONDS)
+    client = grid._runtime_client
+    heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    outcome = PushTaskOutputRequest(sub_status=SubStatus.FAILED, details="the coordinator's worker ended")
+    try:
+        heartbeat.start()
+        given = client.PullTaskInput(PullTaskInputRequest())
+        TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
+        TaskIdentity.node_id = given.context.node_id
+        run, context = run_from_proto(given.run), context_from_proto(given.context)
+        digest = hashlib.sha256(given.fab.content).hexdigest()
+        if digest != home.app_digest:
+            _log.error("refused run %s of a foreign app %s", run.run_id, digest)
+            outcome = PushTaskOutputRequest(
+                sub_status=SubStatus.FAILED, details="not this coordinator's app; nothing of it was run"
+            )
+            return
+        grid.set_run(run)
+        context.run_config = dict(run.override_config)
+        _log.info("run %s: started", run.run_id)
+        app(grid, context)
+        outcome = PushTaskOutputRequest(sub_status=SubStatus.COMPLETED)
+        _log.info("run %s: completed", run.run_id)
+    except Exception as error:
+        _log.exception("the run failed")
+        details = f"{type(error).__name__}: {error}"[:500]
+        outcome = PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=details)
+    finally:
+        grid._retry_invoker.max_tries = 1 if outcome.sub_status == SubStatus.FAILED else 10
+        with suppress(httpx.HTTPError, KeyboardInterrupt):
+            client.PushTaskOutput(outcome)
+        if heartbeat.is_running:
+            heartbeat.stop()
+        grid.close()
+
+
+def _wait_for_run(home: CoordinatorHome) -> str:
+    """Poll the SuperLink until it gives this worker a run; returns the run's token."""
+    client = RuntimeHttpClient.from_server_address(
+        server_address=f"127.0.0.1:{home.superlink_port}",
+        insecure=False,
+        root_certificates=home.ca_certificate.read_bytes(),
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+            SuperExecAuthHttpInterceptor(
+                master_secret=home.superexec_secret.read_bytes(),
+                protected_methods=frozenset({"/flwr.proto.Runtime/AcquireTask"}),
+            ),
+        ],
+    )
+    request = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
+    try:
+        while True:
+            try:
+                answer = client.AcquireTask(request)
+                if answer.HasField("task") and answer.token:
+                    return str(answer.token)
+            except (httpx.TransportError, httpx.HTTPStatusError) as error:
+                _log.warning("the SuperLink gave no answer (%s); asking again", type(error).__name__)
+                time.sleep(_RETRY_SECONDS)
+            time.sleep(_LAST_POLL_SECONDS)
+    finally:
+        client.close()
