@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from client.connectors import DataSourceError, read_table
 from client.home import SiteHome
-from models.encoding import EncodedTable, encode_table
+from models.encoding import encode_table
 from models.schema import StudySchema
+from models.table import EncodedTable, one_hot
 from privacy.noise import NoiseSource
 
 
@@ -33,40 +33,19 @@ class PatientDraws:
 
     Privacy: a patient is one unit however many records there are; a draw takes one record, uniformly, from
         the noise source, so that what a step sees of a patient is bounded by one clipped gradient.
-
-    Args:
-        table: codes (R, K) and patient offsets (P + 1,).
-        cardinalities: levels per column, K of them.
-        noise: where the choice of the record comes from.
     """
 
     def __init__(self, table: EncodedTable, cardinalities: tuple[int, ...], noise: NoiseSource) -> None:
-        self._codes = table.codes
-        self._offsets = table.patient_offsets
-        self._starts = torch.tensor([0, *cardinalities[:-1]]).cumsum(0)  # (K,)
-        self._width = sum(cardinalities)
+        self._table = table
+        self._cardinalities = cardinalities
         self._noise = noise
 
     @property
     def num_patients(self) -> int:
         """How many patients there are. Sensitive: do not log, do not send."""
-        return len(self._offsets) - 1
+        return self._table.num_patients
 
-    def gather(self, patients: Tensor) -> Tensor:
-        """One record of each patient named, one-hot.
-
-        Args:
-            patients: int64 indices (B,), possibly none.
-
-        Returns:
-            float32 tensor (B, D).
-        """
-        first = self._offsets[patients]
-        count = self._offsets[patients + 1] - first
-        if int(self._offsets[-1]) == self.num_patients:
-            rows = first
-        else:
-            rows = first + (self._noise.uniform(len(patients)) * count).long().clamp(max=count - 1)
-        onehot = torch.zeros(len(patients), self._width)
-        onehot.scatter_(1, self._codes[rows] + self._starts, 1.0)
-        return onehot
+    def gather(self, indices: Tensor) -> Tensor:
+        """One record, one-hot (B, D), of each patient in `indices` (B,), possibly none."""
+        uniforms = self._noise.uniform(len(indices))
+        return one_hot(self._table.one_record_each(indices, uniforms), self._cardinalities)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,15 +23,18 @@ from client.home import SiteHome
 from client.patients import PatientDraws, load_patients
 from client.policy import PolicyError, load_policy
 from client.state import SiteState
+from client.witness import Witness
 from models.discriminator import Discriminator
-from models.encoding import EncodedTable, TableFaultsError
 from models.exchange import Refusal, RoundReply, RoundRequest
+from models.faults import TableFaultsError
 from models.moments import MomentLayout
 from models.refinement import refine_generator
 from models.study import Study
+from models.table import EncodedTable
 from privacy.dpsgd import DiscriminatorTrainer
 from privacy.events import MechanismEvent
 from privacy.mechanisms import release_sum
+from privacy.merkle import LedgerVerificationError
 from privacy.noise import NoiseSource, SystemNoise
 from privacy.receipt import Receipt, sign_receipt
 
@@ -58,11 +63,27 @@ class SiteRounds:
         self._site = site
         self._noise = noise or SystemNoise()
         self._state = SiteState(site.state)
+        self._witness = Witness(site.state / "newest.checkpoint", site.receipt_key(), site.coordinator_key)
         self._tables: dict[str, tuple[tuple[int, int], EncodedTable]] = {}
 
     def handle(self, request: RoundRequest) -> RoundReply:
         """Answer one request; never raises, since what an exception says may depend on patients."""
         try:
+            witnessed = self._witness.look(request.checkpoint)
+        except LedgerVerificationError as error:
+            self._tell_staff(request, f"the coordinator's ledger is not the one seen before: {error}")
+            refusal = Refusal(code="request", reason=f"the ledger shown cannot be witnessed: {error}")
+            return self._reply(request, refusal=refusal)
+        return replace(self._checked(request, witnessed), witness=witnessed)
+
+    def _checked(self, request: RoundRequest, witnessed: Mapping[str, Any]) -> RoundReply:
+        try:
+            if request.kind == "witness":
+                return self._reply(request)
+            if request.kind != "quote" and witnessed["signature"] is None:
+                raise RefusedError(
+                    "request", "the request shows no checkpoint that continues the one seen last"
+                )
             return self._answer(request)
         except RefusedError as error:
             log.warning("%s round %s refused: %s", request.kind, request.round, error)
@@ -82,7 +103,7 @@ class SiteRounds:
         if not study.is_calibrated:
             raise RefusedError("request", f"study {study.name!r} has no noise multipliers; register it first")
         table = self._table(study)
-        num_patients = len(table.patient_offsets) - 1
+        num_patients = table.num_patients
         if request.kind == "quote":
             return self._quote(request, guard, num_patients)
         if study.phase_of(request.round) != request.kind:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from torch import Tensor
@@ -60,8 +61,8 @@ class SiteState:
         return digest_of(data)
 
     def _path(self, run: str, round_number: int, what: str) -> Path:
-        if not run.isalnum():
-            raise ValueError(f"run is {run!r}; a run's identifier has letters and digits only")
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}", run) is None:
+            raise ValueError(f"run is {run!r}; a run's identifier has letters, digits and hyphens only")
         return self._folder / run / f"round-{round_number:05d}.{what}"
 
 

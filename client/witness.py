@@ -1,0 +1,68 @@
+"""The site as a witness of the coordinator's ledger: it countersigns only a history that continues what it saw."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from client.state import write_durably
+from privacy.checkpoint import Checkpoint, open_checkpoint, witness
+from privacy.merkle import LedgerVerificationError
+from privacy.signing import SigningKey, VerifyKey
+
+
+class Witness:
+    """Remembers the newest checkpoint it has seen, on the site's disk.
+
+    Args:
+        file: where that checkpoint's note is kept.
+        key: the site's own key.
+        coordinator: the coordinator's key as pinned when the site joined.
+    """
+
+    def __init__(self, file: Path, key: SigningKey, coordinator: VerifyKey) -> None:
+        self._file = file
+        self._key = key
+        self._coordinator = coordinator
+
+    def seen(self) -> Checkpoint | None:
+        """The newest checkpoint this site has countersigned; None before the first."""
+        if not self._file.is_file():
+            return None
+        return open_checkpoint(self._file.read_bytes(), self._coordinator)
+
+    def look(self, shown: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Check a checkpoint, remember it durably, and only then countersign it.
+
+        Args:
+            shown: `note`, `since`, `proof` as in `models.exchange.RoundRequest.checkpoint`.
+
+        Returns:
+            `size`: of the newest checkpoint seen; `signature`: the countersignature's line, or None where the
+            proof begins at another checkpoint than the one seen last (the coordinator may then try again).
+
+        Raises:
+            LedgerVerificationError: a wrong signature or another history. The note is kept as evidence.
+        """
+        seen = self.seen()
+        size = 0 if seen is None else seen.size
+        if shown is None or (seen is not None and shown.get("since") != size):
+            return {"size": size, "signature": None}
+        note = str(shown["note"]).encode()
+        try:
+            proof = [bytes.fromhex(part) for part in shown["proof"]]
+            line = witness(
+                note,
+                self._key,
+                coordinator=self._coordinator,
+                seen=seen,
+                proof=proof,
+                timestamp=int(time.time()),
+            )
+        except (LedgerVerificationError, ValueError):
+            write_durably(self._file.with_name(f"refused-{int(time.time())}.checkpoint"), note)
+            raise
+        write_durably(self._file, note)
+        return {"size": open_checkpoint(note, self._coordinator).size, "signature": line}

@@ -1,0 +1,93 @@
+"""A small client of the coordinator's API, for the command line; every error is a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+
+Url = Annotated[
+    str, typer.Option(envvar="FEDTWIN_URL", help="The coordinator's API, for example http://127.0.0.1:8000.")
+]
+Key = Annotated[str, typer.Option(envvar="FEDTWIN_KEY", help="Your API key; better in FEDTWIN_KEY than typed.")]
+
+
+class ApiError(typer.Exit):
+    """The API said no, or nobody answered: the message is printed and the exit status is 1."""
+
+    def __init__(self, message: str) -> None:
+        typer.echo(f"fedtwin: {message}", err=True)
+        super().__init__(1)
+
+
+class ApiClient:
+    """Calls under `/v1` with a key.
+
+    Args:
+        url: the API's base, without `/v1`.
+        key: the API key.
+    """
+
+    def __init__(self, url: str, key: str) -> None:
+        self._url = url.rstrip("/")
+        self._http = httpx.Client(
+            base_url=f"{self._url}/v1", headers={"Authorization": f"Bearer {key}"}, timeout=60
+        )
+
+    def get(self, path: str, **params: Any) -> Any:
+        """GET a resource as JSON."""
+        return self._call("GET", path, params=params).json()
+
+    def post(self, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
+        """POST JSON, or text as it is."""
+        if isinstance(body, str):
+            return self._call("POST", path, content=body.encode(), headers=dict(headers or {}))
+        return self._call("POST", path, json=body, headers=dict(headers or {}))
+
+    def delete(self, path: str) -> None:
+        """DELETE a resource."""
+        self._call("DELETE", path)
+
+    def download(self, path: str, target: Path) -> int:
+        """Stream a file to `target`; returns its size in bytes. A broken download leaves no file."""
+        draft = target.with_name(target.name + ".part")
+        size = 0
+        try:
+            with self._http.stream("GET", path) as response, draft.open("wb") as file:
+                if response.is_error:
+                    response.read()
+                    raise ApiError(_sentence(response))
+                for block in response.iter_bytes():
+                    size += file.write(block)
+            draft.replace(target)
+        except httpx.HTTPError as error:
+            raise ApiError(f"the download of {path} broke off: {error}; run the command again") from None
+        finally:
+            draft.unlink(missing_ok=True)
+        return size
+
+    def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise ApiError(
+                f"nobody answers at {self._url} ({error}); is `fedtwin server up` running, and --url right?"
+            ) from None
+        if response.is_error:
+            raise ApiError(_sentence(response))
+        return response
+
+
+def _sentence(response: httpx.Response) -> str:
+    """A problem+json (RFC 9457) as words."""
+    try:
+        problem = response.json()
+    except ValueError:
+        return f"the coordinator answered {response.status_code}: {response.text[:200]}"
+    text = str(problem.get("detail") or problem.get("title") or response.status_code)
+    for fault in problem.get("errors", []):
+        text += f"\n  {fault.get('field', '')}: {fault.get('detail', fault)}"
+    return text
