@@ -8,6 +8,7 @@ the same bytes and never a second release.
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -93,8 +94,9 @@ class SiteRounds:
         except (DataSourceError, TableFaultsError, PolicyError) as error:
             self._tell_staff(request, str(error))
         except Exception as error:  # whatever it is, its text may hold a patient's value: keep it here
-            log.exception("%s round %s failed: %s", request.kind, request.round, type(error).__name__)
-            self._tell_staff(request, f"{type(error).__name__}; see the site's log")
+            place = "".join(traceback.format_tb(error.__traceback__))
+            log.error("%s round %s: %s\n%s", request.kind, request.round, type(error).__name__, place)
+            self._tell_staff(request, f"{type(error).__name__}; the worker's log says where")
         return self._reply(request, refusal=NOT_READY)
 
     def _answer(self, request: RoundRequest) -> RoundReply:
@@ -242,7 +244,7 @@ class SiteRounds:
         )
 
     def _tell_staff(self, request: RoundRequest, text: str) -> None:
-        log.error("study %s: %s", request.study.name, text)
+        log.error("study %s: not ready; %s says why", request.study.name, self._site.notices.name)
         with self._site.notices.open("a", encoding="utf-8") as file:
             file.write(
                 f"{datetime.now(UTC).isoformat(timespec='seconds')} study {request.study.name}: {text}\n"

@@ -12,7 +12,9 @@ import typer
 Url = Annotated[
     str, typer.Option(envvar="FEDTWIN_URL", help="The coordinator's API, for example http://127.0.0.1:8000.")
 ]
-Key = Annotated[str, typer.Option(envvar="FEDTWIN_KEY", help="Your API key; better in FEDTWIN_KEY than typed.")]
+Key = Annotated[
+    str, typer.Option(envvar="FEDTWIN_KEY", help="Your API key; better in FEDTWIN_KEY than typed.")
+]
 
 
 class ApiError(typer.Exit):
@@ -41,7 +43,9 @@ class ApiClient:
         """GET a resource as JSON."""
         return self._call("GET", path, params=params).json()
 
-    def post(self, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
+    def post(
+        self, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
         """POST JSON, or text as it is."""
         if isinstance(body, str):
             return self._call("POST", path, content=body.encode(), headers=dict(headers or {}))

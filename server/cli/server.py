@@ -1,0 +1,164 @@
+"""`fedtwin server`: what the operator does on the coordinator's machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from server.home import CoordinatorHome
+    from server.store import Store
+
+app = typer.Typer(
+    help="The coordinator: create, start and stop it; enrol sites; make API keys.", no_args_is_help=True
+)
+Home = Annotated[Path, typer.Option("--home", help="The coordinator's folder.")]
+
+
+def fail(message: object) -> typer.Exit:
+    """Say what is wrong on standard error; raise the result to end with status 1."""
+    typer.echo(f"fedtwin: {message}", err=True)
+    return typer.Exit(1)
+
+
+@app.command()
+def init(
+    home: Home,
+    name: Annotated[str, typer.Option(help="Name of the coordinator and of its ledger.")] = "coordinator",
+    database: Annotated[
+        str, typer.Option(help="SQLAlchemy URL; a relative SQLite file lies in the folder.")
+    ] = "sqlite:///fedtwin.db",
+    api_port: Annotated[int | None, typer.Option(help="Port of the API; a free one by default.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="host:port that sites dial; this machine only by default.")
+    ] = None,
+) -> None:
+    """Create a coordinator: keys, certificates, settings and an empty database."""
+    from privacy.cli.folders import HomeError
+    from server.home import CoordinatorHome
+
+    try:
+        made = CoordinatorHome.create(
+            home, name=name, database=database, api_port=api_port, superlink_address=address
+        )
+    except HomeError as error:
+        raise fail(error) from None
+    _open_store(made).close()
+    typer.echo(f"Coordinator {made.name!r} is in {made.path}; its API will be at {made.api_url}.")
+    typer.echo(f"Certificate authority SHA-256 fingerprint: {made.ca_fingerprint}")
+    typer.echo("Next: fedtwin server key, fedtwin server invite, fedtwin server up")
+
+
+@app.command()
+def up(home: Home) -> None:
+    """Start the coordinator and keep it running until Ctrl-C; logs are in the folder's logs/."""
+    from privacy.cli.supervisor import ProcessFailedError, Supervisor
+    from server.processes import coordinator_processes
+
+    opened = _open_home(home)
+    typer.echo(f"Starting the coordinator {opened.name!r}; Ctrl-C stops it. Logs: {opened.logs}")
+    try:
+        Supervisor(coordinator_processes(opened), opened.logs).run(
+            on_event=lambda event: typer.echo(f"{event.name}: {event.kind} {event.detail}".rstrip())
+        )
+    except ProcessFailedError as error:
+        raise fail(error) from None
+
+
+@app.command()
+def key(
+    home: Home,
+    role: Annotated[str, typer.Option(help="operator, researcher or auditor.")],
+    name: Annotated[str, typer.Option(help="Whom the key is for.")],
+    days: Annotated[int, typer.Option(min=1, help="How long it is good.")] = 365,
+) -> None:
+    """Make an API key; it is shown this once and kept only as a hash."""
+    import datetime as dt
+
+    from server.errors import ServerError
+    from server.keys import create_key
+
+    store = _open_store(_open_home(home))
+    try:
+        typer.echo(create_key(store, role=role, owner=name, lifetime=dt.timedelta(days=days)).text)  # type: ignore[arg-type]
+    except ServerError as error:
+        raise fail(error) from None
+    finally:
+        store.close()
+
+
+@app.command()
+def invite(
+    home: Home,
+    to: Annotated[Path | None, typer.Option(help="Where to write it; federation.json in the folder.")] = None,
+) -> None:
+    """Write what a site needs to know to join: addresses, certificate, ledger key, app digest. Nothing secret."""
+    opened = _open_home(home)
+    target = to or opened.path / "federation.json"
+    target.write_text(
+        json.dumps(
+            {
+                "coordinator": opened.name,
+                "superlink_address": opened.superlink_address,
+                "api_url": opened.api_url,
+                "ca_certificate": opened.ca_certificate.read_text(),
+                "ca_fingerprint": opened.ca_fingerprint,
+                "ledger_key": opened.verify_key.text,
+                "app_digest": opened.app_digest,
+            },
+            indent=2,
+        )
+    )
+    typer.echo(f"{target}: give it to a site for `fedtwin site init --federation`.")
+    typer.echo(f"Let the site compare this by telephone, SHA-256: {opened.ca_fingerprint}")
+
+
+@app.command()
+def enrol(
+    home: Home,
+    card: Annotated[Path, typer.Argument(help="The card.json that `fedtwin site init` wrote at the site.")],
+) -> None:
+    """Admit a site: its keys become a ledger entry, and its node may connect."""
+    from server import sites
+    from server.errors import ServerError
+
+    opened = _open_home(home)
+    try:
+        data: dict[str, Any] = json.loads(card.read_text())
+        name, receipt_key, node_key = data["name"], data["receipt_key"], data["node_public_key"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise fail(f"{card} is no site card ({error}); take the card.json of `fedtwin site init`") from None
+    store = _open_store(opened)
+    try:
+        sites.enrol_site(
+            store,
+            name=name,
+            title=data.get("title", ""),
+            receipt_key=receipt_key,
+            node_public_key=node_key,
+            policy=data.get("policy"),
+        )
+        typer.echo(f"Site {name!r} is enrolled; its node may connect once the coordinator is up.")
+    except ServerError as error:
+        raise fail(error) from None
+    finally:
+        store.close()
+
+
+def _open_home(path: Path) -> CoordinatorHome:
+    from privacy.cli.folders import HomeError
+    from server.home import CoordinatorHome
+
+    try:
+        return CoordinatorHome.open(path)
+    except HomeError as error:
+        raise fail(error) from None
+
+
+def _open_store(home: CoordinatorHome) -> Store:
+    from server.store import Store
+
+    return Store.open(home)
