@@ -1,0 +1,206 @@
+"""The ledger on the coordinator's disk: entries and checkpoints as rows, written in the caller's transaction.
+
+The head is recomputed from the stored entries, not from kept hashes, before it is signed. The signature is made
+inside the transaction and nobody sees it before the commit, which is durable: no head is ever shown for entries
+that a crash could take back.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from privacy.checkpoint import Checkpoint, SignedCheckpoint, open_checkpoint, parse_checkpoint, sign_head
+from privacy.ledger import Body, Entry, EntryError, decode_entry, encode_entry
+from privacy.merkle import (
+    CompactRange,
+    LedgerVerificationError,
+    consistency_proof,
+    inclusion_proof,
+    leaf_hash,
+)
+from privacy.signing import VerifyKey
+from server.errors import InvalidError, NotFoundError
+from server.store import Store
+from server.tables import CheckpointRow, LedgerEntryRow, SiteRow
+
+READ_AHEAD = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredEntry:
+    """An entry with its place in the log; `data` are its canonical bytes, of which the leaf is the hash."""
+
+    index: int
+    data: bytes
+
+    @property
+    def entry(self) -> Entry:
+        """The entry, decoded."""
+        return decode_entry(self.data)
+
+
+def append(store: Store, session: Session, bodies: Sequence[Body]) -> tuple[int, Checkpoint]:
+    """Append entries and sign the new head, inside the caller's `store.database.write()` transaction.
+
+    Args:
+        session: an open writing transaction; everything is undone with it.
+        bodies: in the order that the verifier expects (`privacy.ledger`); at least one.
+
+    Returns:
+        (index of the first entry, the new checkpoint).
+
+    Raises:
+        InvalidError: an entry that must not be written, such as one that is too large.
+        LedgerVerificationError: the stored entries are no longer those that were signed before.
+    """
+    store.database.lock(session, "ledger")
+    now = store.clock()
+    try:
+        datas = [encode_entry(Entry(body=body, logged_at=time_text(now))) for body in bodies]
+    except EntryError as error:
+        raise InvalidError("ledger entry", str(error)) from error
+    last = session.scalars(select(CheckpointRow).order_by(CheckpointRow.size.desc()).limit(1)).first()
+    tree = CompactRange()
+    previous = None
+    if last is not None:
+        previous = open_checkpoint(last.note.encode(), store.key.public)
+        tree = CompactRange(size=last.size, hashes=[bytes.fromhex(text) for text in last.edge])
+    first = tree.size
+    for number, (body, data) in enumerate(zip(bodies, datas, strict=True)):
+        session.add(LedgerEntryRow(index=first + number, kind=body.KIND, body=data, appended_at=now))
+        tree.append(leaf_hash(data))
+    session.flush()
+    note = sign_head(_leaves(session), store.key, previous=previous, expected_root=tree.root())
+    checkpoint = parse_checkpoint(note).checkpoint
+    session.add(
+        CheckpointRow(
+            size=tree.size,
+            root=checkpoint.root.hex(),
+            edge=[part.hex() for part in tree.hashes],
+            note=note.decode(),
+            signed_at=now,
+        )
+    )
+    session.flush()
+    return first, checkpoint
+
+
+def latest_checkpoint(store: Store) -> SignedCheckpoint | None:
+    """The newest checkpoint with all its signatures; None while the ledger is empty."""
+    query = select(CheckpointRow).order_by(CheckpointRow.size.desc()).limit(1)
+    with store.database.read() as session:
+        row = session.scalars(query).first()
+        return None if row is None else parse_checkpoint(row.note.encode())
+
+
+def get_checkpoint(store: Store, size: int) -> SignedCheckpoint:
+    """The checkpoint of that size.
+
+    Raises:
+        NotFoundError: none was signed at that size.
+    """
+    with store.database.read() as session:
+        return parse_checkpoint(_checkpoint_row(session, size).note.encode())
+
+
+def add_cosignature(store: Store, *, site: str, size: int, line: str) -> SignedCheckpoint:
+    """Keep a site's cosignature of a checkpoint, once it holds.
+
+    Args:
+        line: what `privacy.checkpoint.witness` made.
+
+    Raises:
+        NotFoundError: no such site or checkpoint.
+        LedgerVerificationError: it is not this site's cosignature of this checkpoint.
+    """
+    with store.database.write() as session:
+        site_row = session.get(SiteRow, site)
+        if site_row is None:
+            raise NotFoundError("site", site)
+        key = VerifyKey.from_text(site_row.receipt_key)
+        row = _checkpoint_row(session, size, lock=True)
+        bare = parse_checkpoint(row.note.encode())
+        alone = SignedCheckpoint(checkpoint=bare.checkpoint, signatures=()).with_signatures([line])
+        if alone.cosigned_at(key) is None:
+            raise LedgerVerificationError(f"the line is not a cosignature by site {site!r}")
+        signed = bare.with_signatures([line])
+        row.note = signed.encode().decode()
+        return signed
+
+
+def read_entries(store: Store, *, start: int = 0, count: int | None = None) -> Iterator[StoredEntry]:
+    """Entries in order from `start`, read in portions so that a long ledger never sits in memory."""
+    end = None if count is None else start + count
+    while end is None or start < end:
+        limit = READ_AHEAD if end is None else min(READ_AHEAD, end - start)
+        query = (
+            select(LedgerEntryRow.index, LedgerEntryRow.body)
+            .where(LedgerEntryRow.index >= start)
+            .order_by(LedgerEntryRow.index)
+            .limit(limit)
+        )
+        with store.database.read() as session:
+            portion = [StoredEntry(index=index, data=body) for index, body in session.execute(query)]
+        yield from portion
+        if len(portion) < limit:
+            return
+        start += limit
+
+
+def num_entries(store: Store) -> int:
+    """How many entries there are."""
+    with store.database.read() as session:
+        return session.scalar(select(func.count()).select_from(LedgerEntryRow)) or 0
+
+
+def prove_inclusion(store: Store, index: int, size: int) -> list[bytes]:
+    """The proof that entry `index` is in the tree of `size` entries.
+
+    Raises:
+        InvalidError: there is no such entry or tree.
+    """
+    try:
+        return inclusion_proof(_leaves_of(store), index, size=size)
+    except ValueError as error:
+        raise InvalidError("index", str(error)) from error
+
+
+def prove_consistency(store: Store, old: int, new: int) -> list[bytes]:
+    """The proof that the tree of `new` entries begins with that of `old` entries.
+
+    Raises:
+        InvalidError: not 0 <= old <= new <= number of entries.
+    """
+    try:
+        return consistency_proof(_leaves_of(store), old, new)
+    except ValueError as error:
+        raise InvalidError("old", str(error)) from error
+
+
+def time_text(moment: dt.datetime) -> str:
+    """A time as entries and receipts write it."""
+    return f"{moment.astimezone(dt.UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _leaves(session: Session) -> list[bytes]:
+    bodies: Iterable[bytes] = session.scalars(
+        select(LedgerEntryRow.body).order_by(LedgerEntryRow.index).execution_options(yield_per=READ_AHEAD)
+    )
+    return [leaf_hash(body) for body in bodies]
+
+
+def _leaves_of(store: Store) -> list[bytes]:
+    with store.database.read() as session:
+        return _leaves(session)
+
+
+def _checkpoint_row(session: Session, size: int, *, lock: bool = False) -> CheckpointRow:
+    row = session.get(CheckpointRow, size, with_for_update=lock or None)
+    if row is None:
+        raise NotFoundError("checkpoint of size", str(size))
+    return row

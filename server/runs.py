@@ -1,0 +1,377 @@
+"""Runs: one training execution of a study, one at a time, and what each of its rounds did and spent.
+
+States: queued -> running -> completed | failed | stopped, with stopping between a request to stop and the end;
+failed and stopped runs resume from their last recorded round. All of the round loop's writes are idempotent per
+(run, round), so it may be killed anywhere and started again:
+
+    run = start_running(store, run_id)
+    last = last_round(store, run_id)              # None, or where to go on from
+    report_progress(store, run_id, phase=..., round=..., percent=..., eta_seconds=...)
+    record_round(store, run_id=..., round=..., ...)   # one transaction; files before it
+    if stop_requested(store, run_id): finish_run(store, run_id, "stopped")
+    complete_run(store, run_id, release_round=..., scores=...)   # proposes the release, ends the run
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from server.errors import ConflictError, InvalidError, NotFoundError
+from server.store import Store
+from server.tables import RunMessageRow, RunRow, RunState, SiteRow, SpendRow, StudyRow
+
+ACTIVE_STATES = frozenset({"queued", "running", "stopping"})
+MAX_MESSAGES = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run as it stands.
+
+    Attributes:
+        sites: names of the sites that are asked, fixed at the start.
+        phase: `waiting`, `measure`, `warm-start`, `refine` or `done`.
+        round: the round in progress or last recorded, 0 before the first.
+        percent: of the whole run, 0 to 100.
+        eta_seconds: to the end, where it can be told.
+        reason: why it failed or was stopped.
+    """
+
+    id: str
+    study: str
+    study_digest: str
+    sites: tuple[str, ...]
+    state: RunState
+    stop_requested: bool
+    phase: str
+    round: int
+    rounds: int
+    percent: float
+    eta_seconds: float | None
+    flower_run_id: str | None
+    reason: str
+    started_by: str
+    created_at: dt.datetime
+    started_at: dt.datetime | None
+    ended_at: dt.datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunMessage:
+    """Something that happened, in words."""
+
+    at: dt.datetime
+    level: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteSpend:
+    """The newest known spend of a site in a run. `spent_epsilon` and `cap_epsilon` are decimal strings."""
+
+    site: str
+    round: int
+    outcome: str
+    reason: str
+    spent_epsilon: str | None
+    spent_delta: str | None
+    cap_epsilon: str | None
+    receipt: Mapping[str, Any] | None
+
+
+def create_run(store: Store, study: str, *, started_by: str) -> Run:
+    """Queue a run of a study over all enrolled sites.
+
+    Raises:
+        NotFoundError: no such study; lists those there are.
+        ConflictError: another run is active, or fewer sites are enrolled than the study's quorum.
+    """
+    with store.database.write() as session:
+        row = session.get(StudyRow, study)
+        if row is None:
+            known = session.scalars(select(StudyRow.name).order_by(StudyRow.name).limit(50))
+            raise NotFoundError("study", study, known)
+        _refuse_second(store, session)
+        sites = list(
+            session.scalars(select(SiteRow.name).where(SiteRow.state == "enrolled").order_by(SiteRow.name))
+        )
+        quorum = int(row.definition["federation"]["quorum"])
+        if len(sites) < quorum:
+            raise ConflictError(
+                f"study {study!r} needs a quorum of {quorum} sites, {len(sites)} are enrolled; enrol more sites first"
+            )
+        run = RunRow(
+            id=f"run-{secrets.token_hex(6)}",
+            study=study,
+            study_digest=row.digest,
+            sites=sites,
+            state="queued",
+            active=1,
+            phase="waiting",
+            rounds=1 + int(row.definition["refine"]["rounds"]),
+            started_by=started_by,
+            created_at=store.clock(),
+        )
+        session.add(run)
+        session.flush()
+        _say(store, session, run.id, f"queued over {len(sites)} sites: {', '.join(sites)}")
+        return _run(run)
+
+
+def resume_run(store: Store, run_id: str) -> Run:
+    """Queue a stopped or failed run again; it goes on after its last recorded round.
+
+    Raises:
+        NotFoundError: no such run.
+        ConflictError: it is completed, or a run is active.
+    """
+    with store.database.write() as session:
+        run = _row(session, run_id, lock=True)
+        if run.state not in {"stopped", "failed"}:
+            raise ConflictError(f"run {run_id!r} is {run.state}; only a stopped or failed run can be resumed")
+        _refuse_second(store, session)
+        run.state, run.active, run.stop_requested = "queued", 1, False
+        run.reason, run.ended_at = "", None
+        _say(store, session, run_id, f"resumed after round {run.round}")
+        return _run(run)
+
+
+def start_running(store: Store, run_id: str, *, flower_run_id: str | None = None) -> Run:
+    """Queued becomes running; a run that runs already stays so.
+
+    Raises:
+        NotFoundError: no such run.
+        ConflictError: it has ended; resume it first.
+    """
+    with store.database.write() as session:
+        run = _row(session, run_id, lock=True)
+        if run.state not in ACTIVE_STATES:
+            raise ConflictError(f"run {run_id!r} is {run.state}; resume it first")
+        if run.state == "queued":
+            run.state, run.started_at = "running", run.started_at or store.clock()
+        if flower_run_id is not None:
+            run.flower_run_id = flower_run_id
+        return _run(run)
+
+
+def report_progress(
+    store: Store,
+    run_id: str,
+    *,
+    phase: str,
+    round: int,
+    percent: float,
+    eta_seconds: float | None = None,
+) -> None:
+    """Say how far the run is; a run that has ended is left alone.
+
+    Args:
+        percent: of the whole run, 0 to 100.
+    """
+    if not 0 <= percent <= 100:
+        raise InvalidError("percent", f"percent is {percent!r}; it must lie between 0 and 100")
+    with store.database.write() as session:
+        run = _row(session, run_id, lock=True)
+        if run.state in ACTIVE_STATES:
+            run.phase, run.round, run.percent, run.eta_seconds = phase, round, percent, eta_seconds
+
+
+def add_message(store: Store, run_id: str, text: str, *, level: str = "info") -> None:
+    """Note what happened, in words for the operator; nothing about patients, ever."""
+    with store.database.write() as session:
+        _row(session, run_id)
+        _say(store, session, run_id, text, level=level)
+
+
+def request_stop(store: Store, run_id: str) -> Run:
+    """Ask a run to end after the round it is in; a queued one ends at once. Again is harmless.
+
+    Raises:
+        NotFoundError: no such run.
+        ConflictError: it has ended already.
+    """
+    with store.database.write() as session:
+        run = _row(session, run_id, lock=True)
+        if run.state not in ACTIVE_STATES:
+            raise ConflictError(f"run {run_id!r} is {run.state} already; there is nothing to stop")
+        if run.stop_requested:
+            return _run(run)
+        run.stop_requested = True
+        _say(store, session, run_id, "asked to stop")
+        if run.state == "queued":
+            _end(store, session, run, "stopped", "stopped before it started")
+        else:
+            run.state = "stopping"
+        return _run(run)
+
+
+def stop_requested(store: Store, run_id: str) -> bool:
+    """Whether somebody asked the run to stop, or it ended already."""
+    with store.database.read() as session:
+        run = _row(session, run_id)
+        return run.stop_requested or run.state not in ACTIVE_STATES
+
+
+def finish_run(
+    store: Store, run_id: str, state: Literal["stopped", "completed", "failed"], *, reason: str = ""
+) -> Run:
+    """End a run; one that ended in this state already stays as it is.
+
+    Raises:
+        NotFoundError: no such run.
+        ConflictError: it ended in another state.
+    """
+    with store.database.write() as session:
+        run = _row(session, run_id, lock=True)
+        end_in(store, session, run, state, reason)
+        return _run(run)
+
+
+def end_in(store: Store, session: Session, run: RunRow, state: RunState, reason: str) -> None:
+    """`finish_run` inside the caller's transaction."""
+    if run.state == state:
+        return
+    if run.state not in ACTIVE_STATES:
+        raise ConflictError(f"run {run.id!r} is {run.state}; it cannot become {state}")
+    _end(store, session, run, state, reason)
+
+
+def get_run(store: Store, run_id: str) -> Run:
+    """The run of that id.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    with store.database.read() as session:
+        return _run(_row(session, run_id))
+
+
+def active_run(store: Store) -> Run | None:
+    """The one run that is queued, running or stopping, if any."""
+    with store.database.read() as session:
+        row = session.scalars(select(RunRow).where(RunRow.active == 1)).first()
+        return None if row is None else _run(row)
+
+
+def list_runs(
+    store: Store, *, limit: int = 50, before: tuple[dt.datetime, str] | None = None, study: str | None = None
+) -> list[Run]:
+    """Runs, newest first; `before` is (created_at, id) of the last one already seen."""
+    query = select(RunRow).order_by(RunRow.created_at.desc(), RunRow.id.desc()).limit(limit)
+    if study is not None:
+        query = query.where(RunRow.study == study)
+    if before is not None:
+        at, last = before
+        query = query.where((RunRow.created_at < at) | ((RunRow.created_at == at) & (RunRow.id < last)))
+    with store.database.read() as session:
+        return [_run(row) for row in session.scalars(query)]
+
+
+def run_messages(store: Store, run_id: str, *, limit: int = MAX_MESSAGES) -> list[RunMessage]:
+    """The newest messages of a run, oldest first."""
+    query = (
+        select(RunMessageRow)
+        .where(RunMessageRow.run == run_id)
+        .order_by(RunMessageRow.id.desc())
+        .limit(limit)
+    )
+    with store.database.read() as session:
+        rows = list(session.scalars(query))
+    return [RunMessage(at=row.at, level=row.level, text=row.text) for row in reversed(rows)]
+
+
+def run_spends(store: Store, run_id: str) -> list[SiteSpend]:
+    """Each site's newest known spend in a run, by site name."""
+    newest = (
+        select(SpendRow.site, func.max(SpendRow.round).label("round"))
+        .where(SpendRow.run == run_id)
+        .group_by(SpendRow.site)
+        .subquery()
+    )
+    query = (
+        select(SpendRow)
+        .join(newest, (SpendRow.site == newest.c.site) & (SpendRow.round == newest.c.round))
+        .where(SpendRow.run == run_id)
+        .order_by(SpendRow.site)
+    )
+    with store.database.read() as session:
+        return [spend_of_row(row) for row in session.scalars(query)]
+
+
+def spend_of_row(row: SpendRow) -> SiteSpend:
+    """The row as a value."""
+    return SiteSpend(
+        site=row.site,
+        round=row.round,
+        outcome=row.outcome,
+        reason=row.reason,
+        spent_epsilon=row.spent_epsilon,
+        spent_delta=row.spent_delta,
+        cap_epsilon=row.cap_epsilon,
+        receipt=row.receipt,
+    )
+
+
+def run_row(session: Session, run_id: str) -> RunRow:
+    """The row of a run, locked until the transaction ends.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    return _row(session, run_id, lock=True)
+
+
+def _row(session: Session, run_id: str, *, lock: bool = False) -> RunRow:
+    row = session.get(RunRow, run_id, with_for_update=lock or None)
+    if row is None:
+        raise NotFoundError("run", run_id)
+    return row
+
+
+def _refuse_second(store: Store, session: Session) -> None:
+    store.database.lock(session, "runs")
+    active = session.scalars(select(RunRow.id).where(RunRow.active == 1)).first()
+    if active is not None:
+        raise ConflictError(f"run {active!r} is active and there is one at a time; wait for it or stop it")
+
+
+def _end(store: Store, session: Session, run: RunRow, state: RunState, reason: str) -> None:
+    run.state, run.active, run.reason, run.ended_at = state, None, reason, store.clock()
+    run.eta_seconds = None
+    if state == "completed":
+        run.phase, run.percent = "done", 100.0
+    level = "error" if state == "failed" else "info"
+    _say(store, session, run.id, f"{state}: {reason}" if reason else state, level=level)
+
+
+def _say(store: Store, session: Session, run_id: str, text: str, *, level: str = "info") -> None:
+    session.add(RunMessageRow(run=run_id, at=store.clock(), level=level, text=text))
+
+
+def _run(row: RunRow) -> Run:
+    return Run(
+        id=row.id,
+        study=row.study,
+        study_digest=row.study_digest,
+        sites=tuple(row.sites),
+        state=row.state,
+        stop_requested=row.stop_requested,
+        phase=row.phase,
+        round=row.round,
+        rounds=row.rounds,
+        percent=row.percent,
+        eta_seconds=row.eta_seconds,
+        flower_run_id=row.flower_run_id,
+        reason=row.reason,
+        started_by=row.started_by,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+    )

@@ -1,0 +1,196 @@
+"""The enrolled sites: who may be asked, the key their receipts must carry, and their Flower node."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from privacy.canonical import digest
+from privacy.ledger import Body, SiteEnrolled, SiteLeft, SitePolicy
+from privacy.signing import SignatureError, VerifyKey
+from server import ledger_store
+from server.errors import ConflictError, InvalidError, NotFoundError
+from server.store import Store
+from server.tables import SiteRow, SiteState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """An enrolled site.
+
+    Attributes:
+        name: as in its receipts and in every round.
+        receipt_key: the text of the Ed25519 key that its receipts are verified with.
+        node_public_key: the OpenSSH text of its Flower node's key.
+        node_id: Flower's number for the node, as text; None until it was registered.
+        policy: what the site publishes of its policy (caps); its digest is what receipts name.
+        state: `enrolled`, `suspended` (is not asked) or `left`.
+    """
+
+    name: str
+    title: str
+    receipt_key: str
+    node_public_key: str
+    node_id: str | None
+    policy: Mapping[str, Any]
+    policy_digest: str
+    state: SiteState
+    enrolled_at: dt.datetime
+
+    @property
+    def key(self) -> VerifyKey:
+        """The key that the site's receipts are verified with."""
+        return VerifyKey.from_text(self.receipt_key)
+
+
+def enrol_site(
+    store: Store,
+    *,
+    name: str,
+    receipt_key: str,
+    node_public_key: str,
+    policy: Mapping[str, Any],
+    title: str = "",
+    node_id: str | None = None,
+) -> Site:
+    """Enrol a site, with its ledger entries; the same card again changes nothing, or only its policy.
+
+    Args:
+        receipt_key: `VerifyKey.text`; the name in it must be the site's.
+        node_public_key: OpenSSH text.
+        policy: as the site's guard digests it (`privacy.ledger.SitePolicy`): caps are decimal strings or null.
+
+    Raises:
+        InvalidError: a key that cannot be used.
+        ConflictError: the name or a key is taken by another card.
+    """
+    try:
+        key = VerifyKey.from_text(receipt_key)
+    except SignatureError as error:
+        raise InvalidError("receipt_key", str(error)) from error
+    if key.name != name:
+        raise InvalidError(
+            "receipt_key", f"the key is named {key.name!r}, the site {name!r}; they must be equal"
+        )
+    try:
+        entries: list[Body] = [
+            SiteEnrolled(site=name, verify_key=key.text, node_key=node_public_key),
+            SitePolicy(site=name, policy=dict(policy)),
+        ]
+        policy_digest = digest(dict(policy))
+    except ValueError as error:
+        raise InvalidError("site", f"the site's card cannot be used: {error}") from error
+    with store.database.write() as session:
+        row = session.get(SiteRow, name)
+        if row is not None:
+            same = (row.receipt_key, row.node_public_key) == (key.text, node_public_key)
+            if not same:
+                raise ConflictError(
+                    f"site {name!r} is enrolled with other keys; a new key needs the operator to remove the old site"
+                )
+            if row.policy_digest != policy_digest:
+                row.policy, row.policy_digest, row.changed_at = dict(policy), policy_digest, store.clock()
+                ledger_store.append(store, session, entries[1:])
+            return _site(row)
+        taken = session.scalars(
+            select(SiteRow.name).where(
+                (SiteRow.receipt_key == key.text) | (SiteRow.node_public_key == node_public_key)
+            )
+        ).first()
+        if taken is not None:
+            raise ConflictError(f"a key of site {name!r} already belongs to site {taken!r}")
+        now = store.clock()
+        row = SiteRow(
+            name=name,
+            title=title,
+            receipt_key=key.text,
+            node_public_key=node_public_key,
+            node_id=node_id,
+            policy=dict(policy),
+            policy_digest=policy_digest,
+            state="enrolled",
+            enrolled_at=now,
+            changed_at=now,
+        )
+        session.add(row)
+        session.flush()
+        ledger_store.append(store, session, entries)
+        return _site(row)
+
+
+def get_site(store: Store, name: str) -> Site:
+    """The site of that name.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    with store.database.read() as session:
+        return _site(_row(session, name))
+
+
+def list_sites(store: Store, *, state: str | None = None) -> list[Site]:
+    """All sites by name, or those in one state."""
+    query = select(SiteRow).order_by(SiteRow.name)
+    if state is not None:
+        query = query.where(SiteRow.state == state)
+    with store.database.read() as session:
+        return [_site(row) for row in session.scalars(query)]
+
+
+def set_node_id(store: Store, name: str, node_id: str) -> None:
+    """Remember Flower's number for the site's node.
+
+    Raises:
+        NotFoundError: there is no such site.
+    """
+    with store.database.write() as session:
+        row = _row(session, name)
+        row.node_id, row.changed_at = node_id, store.clock()
+
+
+def set_state(store: Store, name: str, state: SiteState) -> Site:
+    """Suspend a site, take it back, or note that it left, which is for good and gets a ledger entry.
+
+    Raises:
+        NotFoundError: there is no such site.
+        InvalidError: not a state.
+        ConflictError: it left already.
+    """
+    if state not in get_args(SiteState):
+        raise InvalidError("state", f"state is {state!r}; it must be one of {get_args(SiteState)}")
+    with store.database.write() as session:
+        row = _row(session, name)
+        if row.state == state:
+            return _site(row)
+        if row.state == "left":
+            raise ConflictError(f"site {name!r} left; it comes back under another name with new keys")
+        row.state, row.changed_at = state, store.clock()
+        if state == "left":
+            ledger_store.append(store, session, [SiteLeft(site=name, reason="left")])
+        return _site(row)
+
+
+def _row(session: Session, name: str) -> SiteRow:
+    row = session.get(SiteRow, name)
+    if row is None:
+        raise NotFoundError("site", name, session.scalars(select(SiteRow.name).order_by(SiteRow.name)))
+    return row
+
+
+def _site(row: SiteRow) -> Site:
+    return Site(
+        name=row.name,
+        title=row.title,
+        receipt_key=row.receipt_key,
+        node_public_key=row.node_public_key,
+        node_id=row.node_id,
+        policy=row.policy,
+        policy_digest=row.policy_digest,
+        state=row.state,
+        enrolled_at=row.enrolled_at,
+    )

