@@ -1,0 +1,154 @@
+"""How well a federation learns a real table, beside a hospital alone and beside doing nothing.
+
+    python benchmarks/tabular.py --data DIR --dataset adult --epsilon 1 --sites 4
+
+Trains through the product's own code, with each site's noise added at the site and no trusted aggregator.
+`--central` puts all rows at one site instead, as most published methods are run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from federation import train_federation
+from tabular_data import LOADERS, BenchmarkData, data_folder, load
+from tabular_metrics import utility
+
+from models.encoding import encode_table
+from models.generator import MixtureGenerator
+from models.sampling import sample_cohort
+from models.study import Study
+
+FIGURES = {"tvd1": "1-way TVD", "tvd2": "2-way TVD", "tvd3": "3-way TVD", "auc": "AUC"}
+
+
+def make_study(data: BenchmarkData, *, epsilon: float, delta: float, changes: Sequence[str] = ()) -> Study:
+    """The study that the benchmark trains; `changes` are settings such as `warm_start.ridge=0.1`."""
+    definition: dict[str, dict[str, object]] = {"measure": {}, "warm_start": {}, "refine": {}}
+    for change in changes:
+        name, _, value = change.partition("=")
+        section, _, field = name.partition(".")
+        definition[section][field] = json.loads(value)
+    return Study.from_dict(
+        {
+            "name": f"benchmark-{data.name}",
+            "privacy": {"epsilon": epsilon, "delta": delta},
+            "table": data.schema.model_dump(mode="json"),
+            **definition,
+        }
+    )
+
+
+def codes_of(frame: pd.DataFrame, data: BenchmarkData) -> np.ndarray:
+    """Rows as codes, for the metric."""
+    return encode_table(frame, data.schema).codes.numpy()
+
+
+def synthesise(generator: MixtureGenerator, data: BenchmarkData, *, seed: int) -> np.ndarray:
+    """As many rows as there are to train on, as a researcher gets them, re-encoded for the metric."""
+    frames = sample_cohort(generator, data.schema, len(data.train), seed=seed)
+    return np.concatenate([codes_of(frame, data) for frame in frames])
+
+
+def independent_columns(train: np.ndarray, *, seed: int) -> np.ndarray:
+    """Each column of the real rows shuffled on its own: perfect margins, nothing else."""
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.permutation(column) for column in train.T], 1)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> dict[str, list[dict[str, float]]]:
+    """All rows of the table, one list entry per seed."""
+    data = load(arguments.dataset, data_folder(arguments.data))
+    study = make_study(data, epsilon=arguments.epsilon, delta=arguments.delta, changes=arguments.set)
+    label = None if data.schema.label is None else data.schema.names.index(data.schema.label)
+    train, test = codes_of(data.train, data), codes_of(data.test, data)
+    cards = data.schema.cardinalities
+    rows: dict[str, list[dict[str, float]]] = {"real data": [utility(train, test, cards, label)]}
+    rows["independent columns"] = [utility(independent_columns(train, seed=0), test, cards, label)]
+    plans = {"one site alone": 1, f"federated, {arguments.sites} sites": arguments.sites}
+    if arguments.central:
+        plans["all rows at one site"] = 0
+    with Progress(
+        SpinnerColumn(),
+        *Progress.get_default_columns()[:2],
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("training", total=len(plans) * arguments.seeds)
+        for name, sites in plans.items():
+            for seed in range(arguments.seeds):
+                bar.update(task, description=f"{name}, seed {seed}")
+                tables = data.split(arguments.sites, seed=seed)
+                held = [data.train] if sites == 0 else tables[:sites]
+                started = time.perf_counter()
+                generator = train_federation(study, held, seed=seed)
+                seconds = time.perf_counter() - started
+                figures = utility(synthesise(generator, data, seed=seed), test, cards, label)
+                rows.setdefault(name, []).append({**figures, "seconds": seconds})
+                bar.advance(task)
+    return rows
+
+
+def show(rows: dict[str, list[dict[str, float]]], title: str, console: Console) -> None:
+    """The table, with the spread over seeds where there are several."""
+    table = Table(title=title)
+    table.add_column("")
+    for name in (*FIGURES.values(), "seconds"):
+        table.add_column(name, justify="right")
+    for name, results in rows.items():
+        cells = []
+        for figure in FIGURES:
+            values = [result[figure] for result in results]
+            spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.4f}{spread}")
+        seconds = [result["seconds"] for result in results if "seconds" in result]
+        table.add_row(name, *cells, f"{np.mean(seconds):.1f}" if seconds else "")
+    console.print(table)
+
+
+def main() -> None:
+    """Read the command line, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, help="folder with the data sets (default: FEDTWIN_DATA)")
+    parser.add_argument("--dataset", choices=sorted(LOADERS), default="adult")
+    parser.add_argument("--epsilon", type=float, default=1.0)
+    parser.add_argument("--delta", type=float, default=1e-5)
+    parser.add_argument("--sites", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=1, help="runs with other splits, noise and samples")
+    parser.add_argument("--central", action="store_true", help="add a row with all rows at one site")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="e.g. warm_start.steps=800"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves it alone")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    logging.basicConfig(level=logging.ERROR)
+    console = Console()
+    rows = run(arguments, console)
+    title = f"{arguments.dataset}: epsilon {arguments.epsilon:g}, delta {arguments.delta:g} at each site"
+    show(rows, title, console)
+    if arguments.json:
+        settings = {key: str(value) for key, value in vars(arguments).items() if key not in ("json", "data")}
+        arguments.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
