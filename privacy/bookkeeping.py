@@ -17,16 +17,32 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from privacy.layer_rules import RULES
+from privacy.layer_rules import RULES, Workspace
 from privacy.module_checks import PerRecordLoss, UnsupportedModuleError, check_losses, refuse_batch_statistics
 
 NORM_MARGIN = 4e-6  # relative room for rounding in float32 norms: the clip aims this much lower
+
+
+class GradientSums:
+    """One running sum per parameter, float64, in one flat vector.
+
+    Attributes:
+        flat: (N,), all parameters' sums one after another.
+        of: each parameter's view of `flat`, in the parameter's shape.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        sizes = [p.numel() for p in parameters]
+        self.flat = torch.zeros(sum(sizes), dtype=torch.float64, device=parameters[0].device)
+        parts = torch.split(self.flat, sizes)
+        self.of = {p: part.view_as(p) for p, part in zip(parameters, parts, strict=True)}
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
@@ -57,15 +73,16 @@ class BookKeepingClip:
         self._module = module
         self._max_grad_norm = max_grad_norm
         self._layers = _learning_layers(module)
+        self._space = Workspace()
         self.parameters: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
 
-    def add_clipped_sum(self, records: Tensor, loss: PerRecordLoss, sums: dict[Tensor, Tensor]) -> None:
+    def add_clipped_sum(self, records: Tensor, loss: PerRecordLoss, sums: GradientSums) -> None:
         """Add the clipped gradients of all records to `sums`.
 
         Args:
             records: (B, ...), one per patient. Sensitive: do not log.
             loss: from the module's output to one loss per record, (B,).
-            sums: a tensor per parameter, added to in place.
+            sums: of the module's parameters, added to in place.
 
         Raises:
             ValueError: the loss is not one number per record.
@@ -78,14 +95,14 @@ class BookKeepingClip:
         signals = torch.autograd.grad(losses.sum(), outputs)
         with torch.no_grad():
             parts = [
-                RULES[type(layer)](layer, i, s)
+                RULES[type(layer)](layer, i, s, self._space)
                 for layer, i, s in zip(self._layers, inputs, signals, strict=True)
             ]
             norms = torch.stack([part.squared_norms for part in parts]).sum(0).sqrt()  # (B,)
             factors = clip_factors(norms, self._max_grad_norm)
             for part in parts:
                 for parameter, total in part.weighted_sum(factors):
-                    sums[parameter] += total
+                    sums.of[parameter] += total
 
 
 def _learning_layers(module: nn.Module) -> list[nn.Module]:

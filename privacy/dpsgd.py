@@ -22,9 +22,9 @@ import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from privacy.bookkeeping import BookKeepingClip
+from privacy.bookkeeping import BookKeepingClip, GradientSums
 from privacy.events import MechanismEvent
-from privacy.mechanisms import public_grid, round_to_grid
+from privacy.mechanisms import public_grid, round_to_grid_
 from privacy.module_checks import PerRecordLoss, refuse_mixing
 from privacy.noise import NoiseSource
 from privacy.opacus_hooks import OpacusHooksClip
@@ -76,33 +76,42 @@ class KeyedNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
         )
         self._divisor = divisor
         self._noise = noise
-        self.free_sums: dict[Tensor, Tensor] = {}  # added after the noise: generated records only
+        self._sums: tuple[GradientSums, GradientSums] | None = None
 
     @property
     def grad_samples(self) -> list[Tensor]:
         """No per-patient gradients are kept; Opacus only asks whether there are parameters."""
         return list(self.params)
 
-    def take(self, sums: dict[Tensor, Tensor]) -> None:
-        """Use these clipped sums, one per parameter, in the next step."""
+    def take(self, sums: GradientSums, free_sums: GradientSums) -> None:
+        """Use these clipped sums in the next step.
+
+        Args:
+            sums: over patients; the noise is added to these.
+            free_sums: over generated records, added after the noise.
+        """
+        self._sums = (sums, free_sums)
         for p in self.params:
-            p.summed_grad = sums[p]
+            p.summed_grad = sums.of[p]
 
     def clip_and_accumulate(self) -> None:
         """Nothing left to do: `p.summed_grad` was filled by a clip that met every patient of the batch."""
 
     def add_noise(self) -> None:
         """p.grad = (clipped sum + noise, rounded to the public grid, + free sum) / divisor."""
+        if self._sums is None:
+            raise RuntimeError("no clipped sum to add noise to; hand it in with `take` before every step")
+        (sums, free_sums), self._sums = self._sums, None
         scale = self.noise_multiplier * self.max_grad_norm
         grid = public_grid(scale)
-        params = list(self.params)
-        draws = self._noise.normal((sum(p.numel() for p in params),), scale=scale)
-        for p, draw in zip(params, torch.split(draws, [p.numel() for p in params]), strict=True):
-            total = p.summed_grad.to(torch.float64) + draw.to(p.device).view_as(p)
-            total = round_to_grid(total, grid)
-            if p in self.free_sums:
-                total += self.free_sums[p]
-            p.grad = total.div_(self._divisor).to(p.dtype)
+        total = self._noise.normal((sums.flat.numel(),), scale=scale).to(sums.flat.device)
+        total += sums.flat
+        round_to_grid_(total, grid)
+        total += free_sums.flat
+        total /= self._divisor
+        parts = torch.split(total.to(next(iter(sums.of)).dtype), [view.numel() for view in sums.of.values()])
+        for p, part in zip(sums.of, parts, strict=True):
+            p.grad = part.view_as(p).to(p.dtype)
 
     def scale_grad(self) -> None:
         """Nothing: the divisor is public and already applied."""
@@ -171,6 +180,8 @@ class DiscriminatorTrainer:
                 "the optimizer's parameters are not the module's trainable ones; a gradient is clipped over all "
                 "of them together, so build the optimizer from module.parameters()"
             )
+        self._sums = GradientSums(self._clip.parameters)
+        self._free_sums = GradientSums(self._clip.parameters)
         self._optimizer = KeyedNoiseOptimizer(
             optimizer,
             noise_multiplier=noise_multiplier,
@@ -218,37 +229,38 @@ class DiscriminatorTrainer:
             refuse_mixing(self.module, fakes, (real_loss, fake_loss))
         self.steps_taken += 1  # before anything is drawn: a step that breaks half-way counts
         self._optimizer.zero_grad(set_to_none=True)
-        sums = self.clipped_patient_sum(records, real_loss)
-        self._optimizer.take(sums)
-        self._optimizer.free_sums = self._clipped_sum(
-            torch.split(fakes.detach(), self._physical_batch_size), fake_loss
-        )
+        self._add_patients(records, real_loss)
+        self._add_chunks(torch.split(fakes.detach(), self._physical_batch_size), fake_loss, self._free_sums)
+        self._optimizer.take(self._sums, self._free_sums)
         self._optimizer.step()
 
-    def clipped_patient_sum(
-        self, records: Tensor | PatientRecords, real_loss: PerRecordLoss
-    ) -> dict[Tensor, Tensor]:
+    def clipped_patient_sum(self, records: Tensor | PatientRecords, real_loss: PerRecordLoss) -> Tensor:
         """The exact clipped gradient sum over a fresh Poisson sample: the noise-free half of `step`.
 
         Privacy: not a release. It changes by at most `max_grad_norm` when one patient joins or leaves.
+
+        Returns:
+            float64 (N,), all parameters one after another. Sensitive: do not log.
         """
+        self._add_patients(records, real_loss)
+        return self._sums.flat.clone()
+
+    def _add_patients(self, records: Tensor | PatientRecords, real_loss: PerRecordLoss) -> None:
         num_patients = len(records) if isinstance(records, Tensor) else records.num_patients
         drawn = poisson_sample(num_patients, self._event.sample_rate, self.noise)
         chunks = torch.split(drawn, self._physical_batch_size)
         if isinstance(records, Tensor):
             table = records
-            return self._clipped_sum((table[chunk.to(table.device)] for chunk in chunks), real_loss)
-        patients = records
-        return self._clipped_sum((patients.gather(chunk) for chunk in chunks), real_loss)
+            parts = (table.index_select(0, chunk.to(table.device)) for chunk in chunks)
+        else:
+            parts = (records.gather(chunk) for chunk in chunks)
+        self._add_chunks(parts, real_loss, self._sums)
 
-    def _clipped_sum(self, chunks: Iterable[Tensor], loss: PerRecordLoss) -> dict[Tensor, Tensor]:
-        sums = {
-            p: torch.zeros_like(p, dtype=torch.float64, requires_grad=False) for p in self._clip.parameters
-        }
+    def _add_chunks(self, chunks: Iterable[Tensor], loss: PerRecordLoss, sums: GradientSums) -> None:
+        sums.flat.zero_()
         for chunk in chunks:
             if len(chunk):
                 self._clip.add_clipped_sum(chunk, loss, sums)
-        return sums
 
 
 def _make_clip(module: nn.Module, clipping: str, max_grad_norm: float) -> BookKeepingClip | OpacusHooksClip:

@@ -34,9 +34,9 @@ def public_grid(scale: float) -> float:
     return 2.0 ** (math.floor(math.log2(scale)) - GRID_BITS)
 
 
-def round_to_grid(values: Tensor, grid: float) -> Tensor:
-    """Round to the nearest multiple of `grid`, exactly, when `grid` is a power of two."""
-    return torch.round(values / grid).mul_(grid)
+def round_to_grid_(values: Tensor, grid: float) -> Tensor:
+    """Round in place to the nearest multiple of `grid`, exactly, as `grid` is a power of two."""
+    return values.mul_(1.0 / grid).round_().mul_(grid)
 
 
 def bounded_sum(contributions: Tensor, max_norm: float) -> Tensor:
@@ -89,7 +89,8 @@ def release_sum(values: Tensor, *, max_norm: float, noise_multiplier: float, noi
     if not bool(torch.isfinite(exact).all()):
         raise ValueError("values holds NaN or Inf, so it is no bounded sum; make it with bounded_sum")
     scale = noise_multiplier * max_norm
-    return round_to_grid(exact + noise.normal(tuple(exact.shape), scale=scale), public_grid(scale))
+    noisy = noise.normal(tuple(exact.shape), scale=scale).add_(exact)
+    return round_to_grid_(noisy, public_grid(scale))
 
 
 def _check_max_norm(max_norm: float) -> None:

@@ -8,7 +8,7 @@ import torch
 from opacus import GradSampleModule
 from torch import Tensor, nn
 
-from privacy.bookkeeping import clip_factors
+from privacy.bookkeeping import GradientSums, clip_factors
 from privacy.module_checks import PerRecordLoss, UnsupportedModuleError, check_losses, refuse_batch_statistics
 
 
@@ -23,7 +23,7 @@ class OpacusHooksClip:
         if not self.parameters:
             raise UnsupportedModuleError("the module has no trainable parameter")
 
-    def add_clipped_sum(self, records: Tensor, loss: PerRecordLoss, sums: dict[Tensor, Tensor]) -> None:
+    def add_clipped_sum(self, records: Tensor, loss: PerRecordLoss, sums: GradientSums) -> None:
         """As `BookKeepingClip.add_clipped_sum`."""
         wrapped: Any = GradSampleModule(self._module, batch_first=True, loss_reduction="sum")
         try:
@@ -37,7 +37,7 @@ class OpacusHooksClip:
                 factors = clip_factors(norms, self._max_grad_norm)
                 keep = (factors > 0).unsqueeze(1)
                 for p, s in zip(self.parameters, samples, strict=True):
-                    sums[p] += (factors @ torch.where(keep, s, 0.0)).view_as(p)
+                    sums.of[p] += (factors @ torch.where(keep, s, 0.0)).view_as(p)
         finally:
             for p in self.parameters:
                 p.grad = None
