@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from server.flower_adapter import FlowerFederation
 from server.home import CoordinatorHome
 from server.rounds import run_rounds
+from server.store import Store
 
 app = ServerApp()
 
@@ -19,4 +20,4 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the study's rounds; the home is this process's, only the run's id comes with the run."""
     home = CoordinatorHome.open(Path(os.environ["FEDTWIN_HOME"]))
-    run_rounds(FlowerFederation(grid), home, str(context.run_config["run"]))
+    run_rounds(FlowerFederation(grid), Store.open(home), str(context.run_config["run"]))

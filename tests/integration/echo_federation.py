@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 
 def serve_site() -> None:
@@ -21,9 +22,12 @@ def serve_site() -> None:
 
     configure_logging()
     home = SiteHome.open(Path(os.environ["FEDTWIN_HOME"]))
-    plan = json.loads((home.path / "echo.json").read_text())
+
+    def planned() -> dict[str, Any]:
+        return json.loads((home.path / "echo.json").read_text())
 
     def handle(request: RoundRequest) -> RoundReply:
+        plan = planned()
         with (home.path / "handled.txt").open("a") as file:
             file.write(f"{request.round}\n")
         if plan.get("raise"):
@@ -41,7 +45,7 @@ def serve_site() -> None:
     def note(head: object) -> None:
         (home.path / "refused.txt").write_text(str(head))
 
-    run_worker(home, make_app(handle), allowed_apps=lambda: plan["allowed"], on_refused=note)
+    run_worker(home, make_app(handle), allowed_apps=lambda: planned()["allowed"], on_refused=note)
 
 
 def serve_coordinator() -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import os
+import signal
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +20,7 @@ import pytest
 from client.home import SiteHome
 from client.processes import site_processes
 from privacy.cli.supervisor import ProcessEvent, Supervisor
-from server.flower_adapter import Control
+from server.flower_adapter import Control, ControlError
 from server.home import CoordinatorHome
 from server.processes import coordinator_processes
 
@@ -99,7 +103,14 @@ class Stack:
 
     def finish(self, run_id: int, timeout_seconds: float = 150) -> str:
         with Control(self.home) as control:
-            wait_for(lambda: control.run_status(run_id).finished, timeout_seconds)
+
+            def finished() -> bool:
+                try:
+                    return control.run_status(run_id).finished
+                except ControlError:  # the SuperLink is being restarted
+                    return False
+
+            wait_for(finished, timeout_seconds)
             status = control.run_status(run_id)
         return f"{status.state} {status.detail}".strip()
 
@@ -133,10 +144,107 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         assert group_members(started) == []
 
 
+@pytest.fixture(autouse=True)
+def usual_plans(request: pytest.FixtureRequest) -> None:
+    if "stack" in request.fixturenames:
+        stack = request.getfixturevalue("stack")
+        for site in stack.sites.values():
+            stack.plan_site(site)
+
+
 @pytest.mark.xdist_group("processes")
 class TestFederationOfProcesses:
     def test_every_site_answers_every_round_through_the_real_stack(self, stack: Stack) -> None:
         run_id = stack.run(rounds=4)
         assert stack.finish(run_id) == "completed"
         assert [one["answers"] for one in stack.rounds()] == [dict.fromkeys(SITES, "ok")] * 4
-        print([round(one["seconds"], 2) for one in stack.rounds()])
+
+    def test_a_site_runs_no_app_that_its_policy_does_not_allow_and_the_round_goes_on(
+        self, stack: Stack
+    ) -> None:
+        north = stack.sites["north"]
+        stack.plan_site(north, allowed=[])
+        (north.path / "handled.txt").unlink(missing_ok=True)
+        assert stack.finish(stack.run(rounds=1)) == "completed"
+        answers = stack.rounds()[0]["answers"]
+        assert answers["south"] == "ok"
+        assert "policy does not allow" in answers["north"]
+        assert not (north.path / "handled.txt").exists()
+        assert stack.home.app_digest in (north.path / "refused.txt").read_text()
+
+    def test_what_an_exception_says_stays_at_the_site(self, stack: Stack) -> None:
+        stack.plan_site(stack.sites["north"], **{"raise": True})
+        assert stack.finish(stack.run(rounds=1)) == "completed"
+        answers = stack.rounds()[0]["answers"]
+        assert answers["north"].startswith("error")
+        assert "secret" not in answers["north"]
+        for file in stack.home.path.rglob("*"):
+            assert not file.is_file() or b"a patient's secret" not in file.read_bytes()
+
+    def test_a_run_of_a_foreign_app_runs_nothing_at_the_coordinator(self, stack: Stack) -> None:
+        ours = stack.home.app_bundle.read_bytes()
+        page = zipfile.ZipFile(io.BytesIO(ours)).read("pyproject.toml")
+        foreign = io.BytesIO()
+        with zipfile.ZipFile(foreign, "w") as archive:
+            archive.writestr("pyproject.toml", page + b"# not ours\n")
+        try:
+            stack.home.app_bundle.write_bytes(foreign.getvalue())
+            with Control(stack.home) as control:
+                run_id = control.start_run({"run": "r2"})
+        finally:
+            stack.home.app_bundle.write_bytes(ours)
+        assert stack.finish(run_id).startswith("failed not this coordinator's app")
+
+    def test_a_stopped_run_ends_promptly_and_the_next_one_runs(self, stack: Stack) -> None:
+        for site in stack.sites.values():
+            stack.plan_site(site, sleep_seconds=1.0)
+        run_id = stack.run(rounds=100)
+        wait_for(stack.rounds, 60)
+        with Control(stack.home) as control:
+            assert control.stop_run(run_id)
+            assert control.run_status(run_id).state == "stopped"
+            assert not control.stop_run(run_id)
+        for site in stack.sites.values():
+            stack.plan_site(site)
+        assert stack.finish(stack.run(rounds=1)) == "completed"
+        assert len(stack.rounds()) == 1
+
+    def test_a_site_registers_once_under_its_key(self, stack: Stack) -> None:
+        with Control(stack.home) as control:
+            before = control.nodes()
+            again = control.register_site("north", stack.sites["north"].node_public_key)
+            assert control.nodes() == before
+        assert again in {node.node_id for node in before if node.site == "north"}
+
+    def test_a_killed_superlink_comes_back_and_the_run_completes(self, stack: Stack) -> None:
+        for site in stack.sites.values():
+            stack.plan_site(site, sleep_seconds=2.0)
+        run_id = stack.run(rounds=3)
+        wait_for(stack.rounds, 60)
+        os.kill(stack.supervisors["coordinator"].pids["superlink"], signal.SIGKILL)
+        assert stack.finish(run_id) == "completed"
+        assert [one["answers"] for one in stack.rounds()] == [dict.fromkeys(SITES, "ok")] * 3
+
+    def test_a_killed_supernode_fails_its_site_for_the_round_and_no_other(self, stack: Stack) -> None:
+        for site in stack.sites.values():
+            stack.plan_site(site, sleep_seconds=2.0)
+        (stack.sites["north"].path / "handled.txt").unlink(missing_ok=True)
+        run_id = stack.run(rounds=1, deadline_seconds=15.0)
+        wait_for((stack.sites["north"].path / "handled.txt").exists, 60)
+        os.kill(stack.supervisors["north"].pids["supernode"], signal.SIGKILL)
+        assert stack.finish(run_id) == "completed"
+        answers = stack.rounds()[0]["answers"]
+        assert answers["south"] == "ok"
+        assert answers["north"].split(":")[0] in {"timeout", "unavailable"}
+
+    @pytest.mark.slow
+    def test_a_killed_supernode_is_let_in_again_and_its_worker_goes_on(self, stack: Stack) -> None:
+        os.kill(stack.supervisors["north"].pids["supernode"], signal.SIGKILL)
+        worker = stack.supervisors["north"].pids["worker"]
+        with Control(stack.home) as control:
+            online = lambda: {node.site for node in control.nodes() if node.status == "online"}  # noqa: E731
+            wait_for(lambda: online() == {"south"}, 120)
+            wait_for(lambda: online() == set(SITES), 120)
+        assert stack.finish(stack.run(rounds=1)) == "completed"
+        assert stack.rounds()[0]["answers"] == dict.fromkeys(SITES, "ok")
+        assert stack.supervisors["north"].pids["worker"] == worker
