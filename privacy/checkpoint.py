@@ -142,6 +142,10 @@ class SignedCheckpoint:
             merged[signature.name, signature.key_id] = signature
         return SignedCheckpoint(checkpoint=self.checkpoint, signatures=tuple(merged.values()))
 
+    def has_signature(self, key: VerifyKey, signature_type: int) -> bool:
+        """Whether there is a line by `key` of this C2SP signature type; it need not hold."""
+        return bool(self._by(key, signature_type))
+
     def _by(self, key: VerifyKey, signature_type: int) -> list[NoteSignature]:
         wanted = (key.name, key.key_id(signature_type))
         return [s for s in self.signatures if (s.name, s.key_id) == wanted]

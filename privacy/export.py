@@ -80,7 +80,7 @@ def write_export(
             yield tile_path_of("checkpoints", number), pack(notes)
             notes, number = [], number + 1
     if notes:
-        yield tile_path_of("checkpoints", number, len(notes)), pack(notes)
+        yield tile_path_of("checkpoints", number), pack(notes)
     yield CHECKPOINT_FILE, checkpoint
 
 
