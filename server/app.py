@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 
 from flwr.app import Context
@@ -20,4 +21,5 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the study's rounds; the home is this process's, only the run's id comes with the run."""
     home = CoordinatorHome.open(Path(os.environ["FEDTWIN_HOME"]))
-    run_rounds(FlowerFederation(grid), Store.open(home), str(context.run_config["run"]))
+    with closing(Store.open(home)) as store:
+        run_rounds(FlowerFederation(grid), store, str(context.run_config["run"]))
