@@ -435,7 +435,12 @@ class _Audit:
             else nothing + "none",
             "since": "it does" if self._since is not None else nothing + "you gave no earlier checkpoint",
             "witnesses": (
-                f"{witnessed}; the newest {tail} stand on the coordinator's word until the next round"
+                witnessed
+                + (
+                    f"; the newest {tail} stand on the coordinator's word until the next round"
+                    if tail
+                    else ""
+                )
                 if self._witnessed_size
                 else nothing + "no quorum of sites has countersigned yet"
             ),
