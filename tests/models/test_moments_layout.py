@@ -1,0 +1,97 @@
+"""The measured vector: its norm per patient is what privacy rests on."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.moments import MomentLayout
+from models.table import EncodedTable, one_hot
+
+CARDS = (3, 2, 1, 7, 4)
+
+
+def table_of(codes, offsets=None):
+    return EncodedTable(codes, torch.arange(len(codes) + 1) if offsets is None else torch.tensor(offsets))
+
+
+def random_codes(n, cards=CARDS, seed=0):
+    source = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randint(d, (n,), generator=source) for d in cards], 1)
+
+
+def test_every_single_record_has_exactly_the_declared_norm():
+    layout = MomentLayout((3, 2, 2, 4))
+    for record in itertools.product(*(range(d) for d in layout.cardinalities)):
+        norm = layout.sum(table_of(torch.tensor([record]))).norm()
+        assert norm == pytest.approx(layout.sensitivity, rel=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    cards=st.lists(st.integers(1, 9), min_size=1, max_size=7),
+    records=st.integers(1, 6),
+    seed=st.integers(0, 999),
+)
+def test_adding_a_patient_with_any_records_moves_the_sum_by_at_most_the_sensitivity(cards, records, seed):
+    layout = MomentLayout(cards)
+    others, patient = random_codes(9, cards, seed), random_codes(records, cards, seed + 1)
+    without = layout.sum(table_of(others))
+    joined = layout.sum(table_of(torch.cat([others, patient]), [*range(10), 9 + records]))
+    assert (joined - without).norm() <= layout.sensitivity * (1 + 1e-9)
+    assert layout.sensitivity == pytest.approx((len(cards) * (len(cards) + 1) / 2) ** 0.5)
+
+
+def test_sums_of_disjoint_tables_add_up():
+    layout, codes = MomentLayout(CARDS), random_codes(400)
+    parts = layout.sum(table_of(codes[:150])) + layout.sum(table_of(codes[150:]))
+    torch.testing.assert_close(parts, layout.sum(table_of(codes)))
+
+
+def test_the_vector_gives_back_counts_and_interactions():
+    layout, codes = MomentLayout(CARDS), random_codes(1_000)
+    hot = one_hot(codes, CARDS).double()
+    one_way, interactions = layout.counts(layout.sum(table_of(codes)))
+    torch.testing.assert_close(one_way, hot.sum(0))
+    centred = hot - layout.centre
+    expected = centred.T @ centred
+    expected[layout.column_of[:, None] == layout.column_of] = 0
+    torch.testing.assert_close(interactions, expected)
+
+
+def test_pair_tables_follow_from_margins_and_interactions():
+    layout, codes = MomentLayout(CARDS), random_codes(1_000)
+    one_way, interactions = layout.counts(layout.sum(table_of(codes)))
+    a, b = 0, 3
+    first, second = (slice(layout.offsets[k], layout.offsets[k + 1]) for k in (a, b))
+    rows, columns, total = one_way[first], one_way[second], one_way[first].sum()
+    rebuilt = interactions[first, second] + rows[:, None] / 7 + columns / 3 - total / 21
+    counted = np.zeros((3, 7))
+    np.add.at(counted, (codes[:, a], codes[:, b]), 1)
+    np.testing.assert_allclose(rebuilt, counted, atol=1e-9)
+
+
+def test_a_patient_with_many_records_counts_as_their_mean():
+    layout, codes = MomentLayout(CARDS), random_codes(3)
+    together = layout.sum(table_of(codes, [0, 3]))
+    mean = torch.stack([layout.sum(table_of(code[None])) for code in codes]).mean(0)
+    torch.testing.assert_close(together, mean)
+
+
+def test_chunks_do_not_change_the_sum(monkeypatch):
+    layout, codes = MomentLayout(CARDS), random_codes(1_000)
+    table = table_of(codes, [0, *range(2, 1_001)])
+    whole = layout.sum(table)
+    monkeypatch.setattr("models.moments._CHUNK_RECORDS", 7)
+    torch.testing.assert_close(layout.sum(table), whole)
+
+
+def test_a_table_or_vector_of_another_schema_is_refused():
+    layout = MomentLayout(CARDS)
+    with pytest.raises(ValueError, match="columns"):
+        layout.sum(table_of(random_codes(5, (3, 2))))
+    with pytest.raises(ValueError, match="this layout needs"):
+        layout.counts(torch.zeros(3, dtype=torch.float64))
