@@ -6,6 +6,8 @@ leave the site.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import torch
@@ -28,6 +30,7 @@ __all__ = [
     "MAX_FAULTS",
     "EncodedTable",
     "Fault",
+    "TableEncoder",
     "TableFaultsError",
     "decode_table",
     "encode_table",
@@ -38,14 +41,123 @@ _TRUE = ("1", "true", "yes", "y", "t", "1.0")
 _FALSE = ("0", "false", "no", "n", "f", "0.0")
 
 
-def encode_table(frame: pd.DataFrame, schema: StudySchema) -> EncodedTable:
-    """Encode a site's table.
+Uniforms = Callable[[int], np.ndarray]  # n independent uniforms in [0, 1), float64 (n,)
+
+
+class TableEncoder:
+    """Encodes a table that comes in chunks of rows, so that it need not fit into memory.
+
+    Privacy: reads patients' rows. What is returned and what is raised stay at the site.
+
+    Args:
+        schema: what each column may hold.
+    """
+
+    def __init__(self, schema: StudySchema) -> None:
+        self._schema = schema
+        self._faults = FaultList()
+        self._ids: list[pd.Series] = []
+        self._num_rows = 0
+
+    def encode(self, frame: pd.DataFrame) -> np.ndarray:
+        """The next rows' levels, (R, K) int64. Faults are kept for `group`; a value at fault gets level 0.
+
+        Args:
+            frame: one row per record, typed or all text; columns beyond the schema's are ignored.
+
+        Raises:
+            TableFaultsError: a column is missing or stands twice.
+        """
+        self._faults.first_row = self._num_rows
+        columns = FaultList()
+        _check_columns(frame, self._schema, columns)
+        columns.raise_if_any()
+        codes = np.empty((len(frame), len(self._schema.columns)), dtype=np.int64)
+        for position, column in enumerate(self._schema.columns):
+            codes[:, position] = _encode_column(frame[column.name], column, self._faults)
+        if self._schema.patient_id is not None:
+            self._ids.append(self._identifiers(frame[self._schema.patient_id]))
+        self._num_rows += len(frame)
+        return codes
+
+    def group(self, uniforms: Uniforms | None = None) -> tuple[np.ndarray | None, np.ndarray]:
+        """Which rows are whose, once all are encoded.
+
+        Privacy: with `records_beyond = "sample"` a patient with too many records keeps a random subset. Which
+            one depends on nothing but that patient's records and own uniforms, so no other patient's part in
+            any sum changes, and one patient stays one unit.
+
+        Args:
+            uniforms: draws for `records_beyond = "sample"`, one for each row whatever the rows hold.
+
+        Returns:
+            order: rows so that each patient's lie together, in order of first appearance (None: as they are).
+            offsets: (P + 1,) int64, where each patient's rows begin in that order.
+
+        Raises:
+            TableFaultsError: every fault with its row as in a CSV file (the header is line 1) and its column.
+        """
+        if self._num_rows == 0:
+            self._faults.add(None, "", "the table has no rows")
+        self._faults.raise_if_any()
+        if self._schema.patient_id is None:
+            return None, np.arange(self._num_rows + 1, dtype=np.int64)
+        patients, _ = pd.factorize(pd.concat(self._ids, ignore_index=True))
+        counts = np.bincount(patients)
+        most = self._schema.max_records_per_patient
+        if counts.max() > most:
+            if self._schema.records_beyond == "refuse":
+                self._refuse_beyond(patients, counts)
+            if uniforms is None:
+                raise ValueError("records_beyond is 'sample': give uniforms to choose the records by")
+            order = _some_of_each(patients, counts, most, uniforms(self._num_rows))
+            counts = np.minimum(counts, most)
+        else:
+            order = np.argsort(patients, kind="stable")
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        in_place = len(order) == self._num_rows and bool((np.diff(patients) >= 0).all())
+        return None if in_place else order, offsets
+
+    def _identifiers(self, ids: pd.Series) -> pd.Series:
+        """Identifiers as they are compared: text without spaces around it, so that no patient counts as two."""
+        blank = ids.isna().to_numpy()
+        if not pd.api.types.is_integer_dtype(ids.dtype):
+            distinct, names = pd.factorize(ids)
+            texts = pd.array([_as_text(name) for name in names], dtype="string")
+            ids = pd.Series(texts.take(distinct, allow_fill=True))
+            blank = blank | (ids == "").fillna(False).to_numpy(dtype=bool)
+        self._faults.add_rows(
+            str(self._schema.patient_id), blank, lambda _: "the patient's identifier is missing"
+        )
+        return ids.astype("string").reset_index(drop=True)
+
+    def _refuse_beyond(self, patients: np.ndarray, counts: np.ndarray) -> None:
+        most = self._schema.max_records_per_patient
+        rank = pd.Series(patients).groupby(patients).cumcount().to_numpy()
+        self._faults.first_row = 0
+        self._faults.add_rows(
+            str(self._schema.patient_id),
+            rank == most,
+            lambda row: (
+                f"this patient has {counts[patients[row]]} records; the study allows {most} "
+                "(max_records_per_patient): choose among them before the study, "
+                "or let it say records_beyond = 'sample'"
+            ),
+        )
+        self._faults.raise_if_any()
+
+
+def encode_table(
+    frame: pd.DataFrame, schema: StudySchema, *, uniforms: Uniforms | None = None
+) -> EncodedTable:
+    """Encode a site's table that is in memory as a whole.
 
     Privacy: reads patients' rows. What is returned and what is raised stay at the site.
 
     Args:
         frame: one row per record, typed or all text; columns beyond the schema's are ignored.
         schema: what each column may hold.
+        uniforms: see `TableEncoder.group`.
 
     Returns:
         Codes with each patient's records beside each other, in order of first appearance.
@@ -53,16 +165,19 @@ def encode_table(frame: pd.DataFrame, schema: StudySchema) -> EncodedTable:
     Raises:
         TableFaultsError: every fault with its row as in a CSV file (the header is line 1) and its column.
     """
-    faults = FaultList()
-    _check_columns(frame, schema, faults)
-    faults.raise_if_any()
-    codes = np.empty((len(frame), len(schema.columns)), dtype=np.int64)
-    for position, column in enumerate(schema.columns):
-        codes[:, position] = _encode_column(frame[column.name], column, faults)
-    order, offsets = _group_patients(frame, schema, faults)
-    faults.raise_if_any()
+    encoder = TableEncoder(schema)
+    codes = encoder.encode(frame)
+    order, offsets = encoder.group(uniforms)
     grouped = torch.from_numpy(codes if order is None else codes[order])
     return EncodedTable(codes=grouped, patient_offsets=torch.from_numpy(offsets))
+
+
+def _some_of_each(patients: np.ndarray, counts: np.ndarray, most: int, uniforms: np.ndarray) -> np.ndarray:
+    """Rows of each patient, at most `most`, the ones with the smallest uniforms, in the table's order."""
+    by_chance = np.lexsort((uniforms, patients))
+    rank = np.arange(len(patients)) - np.repeat(np.cumsum(counts) - counts, counts)
+    kept = np.sort(by_chance[rank < most])
+    return kept[np.argsort(patients[kept], kind="stable")]
 
 
 def _check_columns(frame: pd.DataFrame, schema: StudySchema, faults: FaultList) -> None:
@@ -76,38 +191,6 @@ def _check_columns(frame: pd.DataFrame, schema: StudySchema, faults: FaultList) 
             faults.add(None, name, f"the column is missing{hint}")
         elif times > 1:
             faults.add(None, name, f"the column stands {times} times; keep one")
-    if len(frame) == 0:
-        faults.add(None, "", "the table has no rows")
-
-
-def _group_patients(
-    frame: pd.DataFrame, schema: StudySchema, faults: FaultList
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """The order that puts each patient's rows together (None: as they are), and offsets (P + 1,)."""
-    if schema.patient_id is None:
-        return None, np.arange(len(frame) + 1, dtype=np.int64)
-    name = schema.patient_id
-    ids = frame[name]
-    blank = ids.isna().to_numpy()
-    if not pd.api.types.is_numeric_dtype(ids.dtype):
-        blank = blank | (ids.astype("string").str.strip() == "").fillna(False).to_numpy(dtype=bool)
-    faults.add_rows(name, blank, lambda _: "the patient's identifier is missing")
-    patients, _ = pd.factorize(ids)
-    counts = np.bincount(patients[patients >= 0])
-    most = schema.max_records_per_patient
-    if counts.size and counts.max() > most:
-        rank = pd.Series(patients).groupby(patients).cumcount().to_numpy()
-        first_beyond = (rank == most) & (patients >= 0)
-        faults.add_rows(
-            name,
-            first_beyond,
-            lambda row: (
-                f"this patient has {counts[patients[row]]} records; the study allows {most} "
-                "(max_records_per_patient): choose among them before the study"
-            ),
-        )
-    order = np.argsort(patients, kind="stable")
-    return order, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 def _encode_column(series: pd.Series, column: Column, faults: FaultList) -> np.ndarray:

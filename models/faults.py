@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,11 +50,17 @@ class TableFaultsError(ValueError):
 
 
 class FaultList:
-    """Collects faults; keeps at most `MAX_FAULTS` of each column and counts all."""
+    """Collects faults; keeps at most `MAX_FAULTS` of each column and counts all.
+
+    Attributes:
+        first_row: the position in the whole table of row 0 of what is looked at, for a table that comes in chunks.
+    """
 
     def __init__(self) -> None:
         self._faults: list[Fault] = []
+        self._kept: Counter[str] = Counter()
         self._count = 0
+        self.first_row = 0
 
     def add(self, row: int | None, column: str, problem: str) -> None:
         """Add one fault; `row` as in the file."""
@@ -64,12 +71,17 @@ class FaultList:
         """Add a fault for each True of `wrong` (R,); `describe` gets the position from 0."""
         rows = np.flatnonzero(wrong)
         self._count += len(rows)
+        shown = rows[: MAX_FAULTS - self._kept[column]]
+        self._kept[column] += len(shown)
         self._faults += [
-            Fault(int(row) + FIRST_DATA_ROW, column, describe(int(row))) for row in rows[:MAX_FAULTS]
+            Fault(int(row) + self.first_row + FIRST_DATA_ROW, column, describe(int(row))) for row in shown
         ]
+
+    def __bool__(self) -> bool:
+        return self._count > 0
 
     def raise_if_any(self) -> None:
         """Raise TableFaultsError when something was added."""
-        if self._faults:
+        if self:
             ordered = sorted(self._faults, key=lambda fault: fault.row or 0)
             raise TableFaultsError(ordered[:MAX_FAULTS], self._count)

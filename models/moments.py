@@ -103,7 +103,7 @@ class MomentLayout:
             weights = (1 / sizes.double()).repeat_interleave(sizes)
         places = column_offsets(self.cardinalities)[:-1]
         for start in range(0, table.num_records, _CHUNK_RECORDS):
-            codes = table.codes[start : start + _CHUNK_RECORDS]
+            codes = table.codes[start : start + _CHUNK_RECORDS].long()
             placed = codes + places
             for a in range(self.num_columns):
                 cells = (codes[:, a : a + 1] * self.width + placed[:, a:]).flatten()

@@ -230,13 +230,20 @@ class StudySchema(Frozen):
         label: the column that downstream tasks predict, if one is declared.
         patient_id: the column that names the patient; rows with one id are one patient. Where absent,
             the site vouches that every row is another patient. The id itself is never learnt.
-        max_records_per_patient: rows beyond this many are a fault of the site's table.
+        max_records_per_patient: how many rows one patient may have.
+        records_beyond: what more rows are: a fault of the site's table, or `sample`: a random subset of that
+            many is kept, drawn at the site for each patient on its own.
+
+    Privacy: neither bound nor subset changes what one patient may add to a release: in the measurement a
+        patient's records share one unit of weight, and a training step sees one of them. The bound says how many
+        records share, and is what a mechanism that adds records up has to multiply its sensitivity by.
     """
 
     columns: tuple[Column, ...] = Field(min_length=1)
     label: str | None = None
     patient_id: str | None = None
     max_records_per_patient: int = Field(default=1, ge=1)
+    records_beyond: Literal["refuse", "sample"] = "refuse"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -274,4 +281,6 @@ class StudySchema(Frozen):
             raise ValueError(
                 "max_records_per_patient above 1 needs patient_id: which rows are one patient's?"
             )
+        if self.records_beyond == "sample" and self.patient_id is None:
+            raise ValueError("records_beyond = 'sample' needs patient_id: which rows are one patient's?")
         return self

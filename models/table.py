@@ -14,7 +14,8 @@ class EncodedTable:
     """Records as codes, each patient's beside each other. # Sensitive at a site: do not log.
 
     Attributes:
-        codes: (R, K) int64, level of each column.
+        codes: (R, K), level of each column: int64, or uint8 or int16 where a site keeps a large table. Make a
+            part of it int64 (`.long()`) before any arithmetic: narrow integers wrap around silently.
         patient_offsets: (P + 1,) int64; patient i has the records from offset i to offset i + 1.
     """
 
@@ -52,7 +53,7 @@ class EncodedTable:
         return EncodedTable(codes=self.codes[rows], patient_offsets=offsets)
 
     def one_record_each(self, patients: Tensor, uniforms: Tensor) -> Tensor:
-        """One record of each patient: (B, K) codes.
+        """One record of each patient: (B, K) int64 codes.
 
         Args:
             patients: (B,) positions.
@@ -60,7 +61,7 @@ class EncodedTable:
         """
         starts, counts = self.patient_offsets[patients], self.patient_offsets.diff()[patients]
         picked = torch.minimum((uniforms * counts).long(), counts - 1)
-        return self.codes[starts + picked]
+        return self.codes[starts + picked].long()
 
 
 def one_hot(codes: Tensor, cardinalities: Sequence[int]) -> Tensor:
