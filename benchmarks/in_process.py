@@ -79,7 +79,13 @@ class InProcessLab:
             )
             site.policy_file.write_text(
                 policy_text(
-                    epsilon_per_study=epsilon, max_delta=delta, app_digests=[self.coordinator.app_digest]
+                    epsilon_per_run=epsilon,
+                    epsilon_per_study=epsilon,
+                    epsilon_total=epsilon,
+                    max_delta=delta,
+                    min_patients=20,
+                    app_digests=[self.coordinator.app_digest],
+                    approval="automatic",
                 )
             )
             sites.enrol_site(
@@ -87,7 +93,7 @@ class InProcessLab:
                 name=name,
                 receipt_key=site.receipt_key().public.text,
                 node_public_key=site.node_public_key,
-                policy=load_policy(site.policy_file).public(),
+                policy=load_policy(site.policy_file).to_dict(),
             )
             self.sites[name] = site
         self.federation = InProcessFederation({name: SiteRounds(site) for name, site in self.sites.items()})

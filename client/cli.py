@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from client.guard import Guard
     from client.home import SiteHome
+    from client.policy import SitePolicy
 
 app = typer.Typer(
     help="A hospital: create, check, start and stop a site; see what it spent.", no_args_is_help=True
@@ -32,48 +34,146 @@ def init(
     patient_id: Annotated[
         str, typer.Option(help="The column that names the patient; empty: every line is another patient.")
     ] = "",
-    epsilon: Annotated[float, typer.Option(help="Cap of epsilon per study, for the policy.")] = 3.0,
-    delta: Annotated[float, typer.Option(help="Ceiling of delta, for the policy.")] = 1e-5,
+    epsilon: Annotated[
+        float, typer.Option(help="Policy: cap of epsilon per study; twice that in total.")
+    ] = 3.0,
+    delta: Annotated[float, typer.Option(help="Policy: ceiling of delta.")] = 1e-5,
+    minimum_patients: Annotated[int, typer.Option(help="Policy: with fewer nothing runs.")] = 50,
+    approval: Annotated[
+        str, typer.Option(help="Policy: manual (you approve each study) or automatic (what fits runs).")
+    ] = "manual",
 ) -> None:
     """Create a site: own keys, a policy to edit, and card.json to hand to the coordinator's operator."""
     from client.connectors import DataSourceError, kind_of
     from client.home import SiteHome
-    from client.policy import PolicyError, load_policy, policy_text
+    from client.policy import PolicyError, policy_text
     from privacy.cli.folders import HomeError
 
     try:
-        told: dict[str, Any] = json.loads(federation.read_text())
+        told = json.loads(federation.read_text())
+        app_digest, address, ledger_key = told["app_digest"], told["superlink_address"], told["ledger_key"]
+        authority = told["ca_certificate"].encode()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise fail(f"{federation} is no federation file ({error}); ask the operator for it") from None
+    try:
+        policy = policy_text(
+            epsilon_per_run=epsilon,
+            epsilon_per_study=epsilon,
+            epsilon_total=2 * epsilon,
+            max_delta=delta,
+            min_patients=minimum_patients,
+            app_digests=[app_digest],
+            approval=approval,  # type: ignore[arg-type]
+        )
         made = SiteHome.create(
             home,
             name=name,
-            superlink_address=told["superlink_address"],
-            ca_certificate=told["ca_certificate"].encode(),
-            coordinator_key=told["ledger_key"],
+            superlink_address=address,
+            ca_certificate=authority,
+            coordinator_key=ledger_key,
             data_path=data.resolve(),
             data_kind=kind_of(data),
             patient_id=patient_id or None,
         )
-        made.policy_file.write_text(
-            policy_text(epsilon_per_study=epsilon, max_delta=delta, app_digests=[told["app_digest"]])
-        )
-        policy = load_policy(made.policy_file)
-    except (OSError, ValueError, KeyError) as error:
-        raise fail(f"{federation} is no federation file ({error})") from None
+        made.policy_file.write_text(policy)
     except (HomeError, DataSourceError, PolicyError) as error:
         raise fail(error) from None
-    card = {
-        "name": made.name,
-        "receipt_key": made.receipt_key().public.text,
-        "node_public_key": made.node_public_key,
-        "policy": policy.public(),
-    }
-    card_file = made.path / "card.json"
-    card_file.write_text(json.dumps(card, indent=2))
+    write_card(made)
     typer.echo(f"Site {made.name!r} is in {made.path}. Its private keys were made here and stay here.")
     typer.echo(
         f"Coordinator's certificate, SHA-256: {told.get('ca_fingerprint', '?')}: compare it by telephone."
     )
-    typer.echo(f"Next: read and edit {made.policy_file}; send {card_file} to the operator; fedtwin site up")
+    typer.echo(
+        f"Next: read {made.policy_file.name}, edit it, then fedtwin site card; send card.json; fedtwin site up"
+    )
+
+
+@app.command()
+def card(home: Home) -> None:
+    """Write card.json again: the site's public keys and its policy, for the coordinator's operator."""
+    typer.echo(
+        f"{write_card(_open_home(home))}: send it to the coordinator's operator. Nothing in it is secret."
+    )
+
+
+def write_card(site: SiteHome) -> Path:
+    """Write the site's public keys and policy to `card.json` in its folder; returns the file."""
+    file = site.path / "card.json"
+    content = {
+        "name": site.name,
+        "receipt_key": site.receipt_key().public.text,
+        "node_public_key": site.node_public_key,
+        "policy": _policy(site).to_dict(),
+    }
+    file.write_text(json.dumps(content, indent=2))
+    return file
+
+
+@app.command()
+def requests(home: Home) -> None:
+    """List the studies that asked: columns, what they would spend of which cap, and your decision."""
+    from rich.console import Console
+    from rich.table import Table
+
+    site = _open_home(home)
+    found = _guard(site).requests()
+    if not found:
+        typer.echo("No study has asked yet.")
+        return
+    table = Table(title=f"Studies that asked site {site.name}", show_lines=True)
+    for heading in ("study", "columns", "would reach epsilon", "cap", "delta", "decision"):
+        table.add_column(heading)
+    for asked in found:
+        decision = asked.decision or "none yet"
+        table.add_row(
+            f"{asked.study_name}\n{asked.study_digest}",
+            ", ".join(asked.columns),
+            str(asked.projected_epsilon),
+            str(asked.cap_epsilon),
+            str(asked.delta),
+            f"{decision} by {asked.decided_by}" if asked.decision else decision,
+        )
+    Console().print(table)
+
+
+Study = Annotated[str, typer.Argument(help="A study's name or digest, as `fedtwin site requests` lists it.")]
+By = Annotated[str, typer.Option("--by", help="Who decides; it goes into the site's own record.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; it stays in the site's own record.")]
+
+
+@app.command()
+def approve(home: Home, study: Study, by: By, reason: Reason = "") -> None:
+    """Allow a study that asked, within the policy's caps."""
+    _decide(home, study, "approved", by, reason)
+
+
+@app.command()
+def deny(home: Home, study: Study, by: By, reason: Reason) -> None:
+    """Forbid a study."""
+    _decide(home, study, "denied", by, reason)
+
+
+@app.command()
+def withdraw(home: Home, study: Study, by: By, reason: Reason) -> None:
+    """Take an approval back; what was spent stays spent."""
+    _decide(home, study, "withdrawn", by, reason)
+
+
+def _decide(home: Path, study: str, decision: Any, by: str, reason: str) -> None:
+    guard = _guard(_open_home(home))
+    asked = [one for one in guard.requests() if study in (one.study_name, one.study_digest)]
+    if len(asked) != 1:
+        known = ", ".join(
+            one.study_digest if len(asked) > 1 else one.study_name for one in asked or guard.requests()
+        )
+        raise fail(
+            f"{study!r} names {len(asked)} studies that asked; name one of: {known or 'none has asked yet'}"
+        )
+    try:
+        guard.decide(asked[0].study_digest, decision, study_name=asked[0].study_name, by=by, reason=reason)
+    except ValueError as error:
+        raise fail(error) from None
+    typer.echo(f"Study {asked[0].study_name!r} is {decision}.")
 
 
 @app.command()
@@ -117,21 +217,29 @@ def spent(home: Home) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from client.guard import Guard
-    from client.policy import PolicyError, load_policy
     from client.record import RecordVerificationError
 
-    opened = _open_home(home)
+    site = _open_home(home)
+    guard = _guard(site)
     try:
-        guard = Guard(opened.record_file, load_policy(opened.policy_file))
         guard.verify()
-    except (PolicyError, RecordVerificationError) as error:
+    except RecordVerificationError as error:
         raise fail(error) from None
-    table = Table(title=f"What site {opened.name} has spent (per patient; nothing is ever refunded)")
-    for heading in ("time (UTC)", "study", "run", "round", "what", "epsilon so far"):
+    table = Table(title=f"What site {site.name} has spent, per patient; nothing is ever refunded")
+    for heading in ("time (UTC)", "study", "run", "round", "mechanism", "epsilon so far"):
         table.add_column(heading)
-    for line in guard.history():
-        table.add_row(*(str(part) for part in line.cells()))
+    for entry in guard.history():
+        if entry.kind == "debit":
+            body = entry.body
+            what = ", ".join(f"{event['phase']} ({event['kind']})" for event in body["events"])
+            table.add_row(
+                f"{entry.at:%Y-%m-%d %H:%M:%S}",
+                body["study_name"],
+                body["run"],
+                str(body["round"]),
+                what,
+                f"{float(body['spend_epsilon']):.4f} at delta {body['delta']}",
+            )
     Console().print(table)
     typer.echo("The record's hash chain holds.")
 
@@ -144,3 +252,18 @@ def _open_home(path: Path) -> SiteHome:
         return SiteHome.open(path)
     except HomeError as error:
         raise fail(error) from None
+
+
+def _policy(site: SiteHome) -> SitePolicy:
+    from client.policy import PolicyError, load_policy
+
+    try:
+        return load_policy(site.policy_file)
+    except PolicyError as error:
+        raise fail(error) from None
+
+
+def _guard(site: SiteHome) -> Guard:
+    from client.guard import Guard
+
+    return Guard(site.record_file, _policy(site))

@@ -41,6 +41,7 @@ from privacy.receipt import Receipt, sign_receipt
 
 log = logging.getLogger("fedtwin.site")
 
+PHYSICAL_BATCH_SIZE = 1024  # records in memory at once; larger draws are taken in pieces
 # Refusals whose reason depends on the policy, the record and the request alone, never on patients.
 SPOKEN_CODES = frozenset({"budget", "policy", "approval", "request", "busy"})
 NOT_READY = Refusal(
@@ -146,6 +147,8 @@ class SiteRounds:
             delta=study.privacy.delta,
             study_epsilon=study.privacy.epsilon,
             num_patients=num_patients,
+            run=request.run,
+            first_round=request.round,
         )
         return self._reply(
             request,
@@ -184,6 +187,8 @@ class SiteRounds:
             noise_multiplier=settings.noise_multiplier,
             max_grad_norm=settings.max_grad_norm,
             nominal_batch_size=settings.nominal_batch_size,
+            physical_batch_size=PHYSICAL_BATCH_SIZE,
+            authorised_steps=settings.steps_per_round,
             noise=self._noise,
         )
         patients = PatientDraws(table, study.table.cardinalities, self._noise)
