@@ -1,0 +1,104 @@
+"""What our adapters take for granted of Flower's internals: a new version must fail here first."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+import flwr
+import pytest
+from flwr.common.constant import ErrorCode, Status, SubStatus
+from flwr.superlink.grid.http_grid import HttpGrid
+
+from client.home import SiteHome
+from client.processes import site_processes
+from models.exchange import APP_REFUSED_CODE, MESSAGE_TYPES
+from server.home import CoordinatorHome
+from server.processes import coordinator_processes
+
+
+def test_the_pinned_version_is_installed() -> None:
+    assert flwr.__version__ == "1.41.0"
+
+
+def test_the_supernodes_loop_takes_nothing_but_sleep_from_time() -> None:
+    loop = importlib.import_module("flwr.supernode.start_client_internal")
+    tree = ast.parse(inspect.getsource(loop))
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time"
+    }
+    pauses = [
+        node.args[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "time.sleep"
+        if isinstance(node.args[0], ast.Constant)
+    ]
+    assert used == {"sleep"}
+    assert sorted(pauses) == [0.5, 0.5, 3]  # our pace tells idle from busy by these
+
+
+def test_flowers_own_error_codes_leave_room_for_ours() -> None:
+    codes = [value for name, value in vars(ErrorCode).items() if name.isupper()]
+    assert APP_REFUSED_CODE not in codes
+    assert (ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED) == (5, 8)
+
+
+def test_states_of_a_run_are_the_ones_we_name() -> None:
+    states = {Status.PENDING, Status.STARTING, Status.RUNNING}
+    assert states == {"pending", "starting", "running"}
+    assert {SubStatus.COMPLETED, SubStatus.FAILED, SubStatus.STOPPED} == {"completed", "failed", "stopped"}
+
+
+def test_message_types_have_the_form_that_flower_routes() -> None:
+    for message_type in MESSAGE_TYPES.values():
+        category, _, action = message_type.partition(".")
+        assert category in {"train", "evaluate", "query"}
+        assert action.isidentifier()
+
+
+def test_the_grid_has_what_our_worker_reaches_into() -> None:
+    grid = HttpGrid("127.0.0.1:1", insecure=True, token="token")
+    assert {"wait_gen_factory", "max_tries"} <= set(vars(grid._retry_invoker))
+    assert isinstance(inspect.getattr_static(HttpGrid, "_runtime_client"), property)
+    assert list(inspect.signature(grid.pull_messages).parameters) == ["message_ids"]
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters"),
+    [
+        ("pull_task_input", ["client"]),
+        ("push_message", ["client", "message", "context"]),
+        ("push_task_output", ["client", "context", "sub_status", "details"]),
+    ],
+)
+def test_the_client_apps_steps_can_be_called_one_by_one(function: str, parameters: list[str]) -> None:
+    module = importlib.import_module("flwr.supernode.runtime.run_clientapp")
+    assert list(inspect.signature(getattr(module, function)).parameters) == parameters
+
+
+def test_superlink_and_supernode_take_the_arguments_that_we_give(tmp_path: Path) -> None:
+    home = CoordinatorHome.create(tmp_path / "lab")
+    site = SiteHome.create(
+        tmp_path / "site",
+        name="site",
+        superlink_address=home.superlink_address,
+        ca_certificate=home.ca_certificate.read_bytes(),
+        coordinator_key=home.verify_key.text,
+        data_path="x.csv",
+    )
+    superlink = importlib.import_module("flwr.superlink.cli.flower_superlink")
+    supernode = importlib.import_module("flwr.supernode.cli.flower_supernode")
+    (link,) = (spec for spec in coordinator_processes(home) if spec.name == "superlink")
+    (node,) = (spec for spec in site_processes(site) if spec.name == "supernode")
+    linked = superlink._parse_args_run_superlink().parse_args(link.command[1:])
+    assert (linked.host, linked.isolation, linked.insecure) == ("127.0.0.1", "process", False)
+    assert linked.enable_supernode_auth
+    assert not linked.runtime_dependency_install
+    noded = supernode._parse_args_run_supernode().parse_args(node.command[3:])
+    assert (noded.host, noded.isolation, noded.insecure) == ("127.0.0.1", "process", False)
+    assert not noded.runtime_dependency_install
+    assert supernode._try_setup_client_authentication(noded) is not None
