@@ -7,13 +7,12 @@ here under the key that the entry names; whether that was the enrolled key at th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from privacy.canonical import canonical_bytes, parse_canonical
-from privacy.envelope import envelope_digest, envelope_parts, pre_authentication_encoding
-from privacy.events import MechanismEvent
+from privacy.canonical import parse_canonical
+from privacy.envelope import pre_authentication_encoding
 from privacy.export import unpack
 from privacy.ledger import CohortDrawn, EntryError, KeyRotated, Receipted, StudyDefined, decode_entry
 from privacy.merkle import leaf_hash
@@ -30,7 +29,7 @@ class StudyFact(NamedTuple):
 
 
 class ReceiptFact(NamedTuple):
-    """A receipt whose signature holds under `key`; events as their canonical JSON."""
+    """A receipt whose signature holds under `key`; events as JSON text, for `receipt.read_events`."""
 
     digest: str
     key: str
@@ -98,7 +97,7 @@ def _fact(data: bytes, texts: dict[str, str]) -> Any:
         return Broken("entries", str(error))
     if isinstance(body, Receipted):
         try:
-            return _receipt_fact(body.envelope, texts)
+            return _receipt_fact(body, texts)
         except (SignatureError, ValueError, TypeError) as error:
             return Broken("receipts", str(error))
     if isinstance(body, StudyDefined):
@@ -110,8 +109,8 @@ def _fact(data: bytes, texts: dict[str, str]) -> Any:
     return body
 
 
-def _receipt_fact(envelope: Mapping[str, Any], texts: dict[str, str]) -> ReceiptFact:
-    ((keyid, signature),), payload = envelope_parts(envelope, RECEIPT_TYPE)
+def _receipt_fact(body: Receipted, texts: dict[str, str]) -> ReceiptFact:
+    ((keyid, signature),), payload = body.parts
     _key(keyid).verify(signature, pre_authentication_encoding(RECEIPT_TYPE, payload))
     data = parse_canonical(payload)
     receipt = Receipt.from_dict(data)
@@ -120,25 +119,20 @@ def _receipt_fact(envelope: Mapping[str, Any], texts: dict[str, str]) -> Receipt
         return texts.setdefault(text, text)
 
     return ReceiptFact(
-        digest=envelope_digest(envelope, RECEIPT_TYPE),
+        digest=body.receipt_digest,
         key=shared(keyid),
         study=shared(receipt.study_digest),
         run=shared(receipt.run),
         round=receipt.round,
         site=shared(receipt.site),
         base=shared(receipt.base_digest),
-        events=shared(canonical_bytes(data["events"]).decode()),
+        events=shared(json.dumps(data["events"])),
         epsilon=receipt.spend_epsilon,
         delta=receipt.spend_delta,
         policy=shared(receipt.policy_digest),
         noise_source=shared(receipt.noise_source),
         issued_at=shared(data["issued_at"]),
     )
-
-
-def events_of(text: str) -> list[MechanismEvent]:
-    """The events of a `ReceiptFact`."""
-    return [MechanismEvent.from_dict(event) for event in parse_canonical(text.encode())]
 
 
 @lru_cache(maxsize=4096)

@@ -69,26 +69,30 @@ def check_digest(value: object, *, name: str) -> str:
     return value
 
 
-class _Reader:
-    """One pass of the C scanner that notes whether the fast way of re-encoding is exact."""
+class _NotPlainError(ValueError):
+    """A number that only rfc8785 writes as ECMAScript does: the fast way of re-encoding would be wrong."""
 
-    def __init__(self) -> None:
-        self.plain = True
 
-    def read_float(self, text: str) -> float:
-        self.plain = False  # only rfc8785 writes floats as ECMAScript does
-        return float(text)
+def _refuse_float(text: str) -> float:
+    raise _NotPlainError(text)
 
-    def read_int(self, text: str) -> int | float:
-        if len(text) > 15 and (len(text) > 310 or abs(int(text)) > MAX_SAFE_INTEGER):
-            return self.read_float(text)
-        return int(text)
+
+def _read_small(text: str) -> int:
+    if len(text) > 15:
+        raise _NotPlainError(text)
+    return int(text)
+
+
+def _read_number(text: str) -> int | float:
+    return float(text) if len(text) > 310 or abs(int(text)) > MAX_SAFE_INTEGER else int(text)
 
 
 def _refuse_constant(text: str) -> None:
     raise CanonicalError(f"{text} is not JSON")
 
 
+_plain = json.JSONDecoder(parse_float=_refuse_float, parse_int=_read_small, parse_constant=_refuse_constant)
+_any = json.JSONDecoder(parse_int=_read_number, parse_constant=_refuse_constant)
 _write_plain = json.JSONEncoder(
     ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False, check_circular=False
 ).encode
@@ -117,15 +121,14 @@ def parse_canonical(data: bytes) -> Any:
 
 
 def _scan(data: bytes) -> tuple[Any, str | None]:
-    reader = _Reader()
     try:
         text = data.decode("utf-8")
-        value = json.loads(
-            text,
-            parse_float=reader.read_float,
-            parse_int=reader.read_int,
-            parse_constant=_refuse_constant,
-        )
+        # Python sorts names by code point, RFC 8785 by UTF-16 unit: they differ only beyond the basic plane.
+        plain = text.isascii() or _ASTRAL.search(data) is None
+        try:
+            value = (_plain if plain else _any).decode(text)
+        except _NotPlainError:
+            plain, value = False, _any.decode(text)
     except UnicodeDecodeError as error:
         return None, f"not UTF-8 at byte {error.start}"
     except CanonicalError as error:
@@ -136,8 +139,6 @@ def _scan(data: bytes) -> tuple[Any, str | None]:
         return None, f"not JSON: {error}"
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         return None, f"nested deeper than {MAX_DEPTH}"
-    # Python sorts names by code point, RFC 8785 by UTF-16 unit: they differ only beyond the basic plane.
-    plain = reader.plain and (data.isascii() or _ASTRAL.search(data) is None)
     try:
         written = _write_plain(value).encode() if plain else canonical_bytes(value)
     except (CanonicalError, UnicodeEncodeError, ValueError) as error:

@@ -15,10 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar, Final, Literal, get_args
 
 from privacy.budget import check_delta, check_epsilon
-from privacy.canonical import CanonicalError, canonical_bytes, check_digest, digest, parse_canonical
+from privacy.canonical import (
+    CanonicalError,
+    canonical_bytes,
+    check_digest,
+    digest,
+    digest_of_bytes,
+    parse_canonical,
+)
 from privacy.envelope import envelope_parts, open_statement, sign_statement
 from privacy.receipt import (
     RECEIPT_TYPE,
@@ -28,7 +36,6 @@ from privacy.receipt import (
     check_time,
     decimal_text,
     parse_decimal,
-    receipt_digest,
 )
 from privacy.signing import SignatureError, SigningKey, VerifyKey
 
@@ -161,16 +168,21 @@ class Receipted:
 
     def __post_init__(self) -> None:
         try:
-            signers, _ = envelope_parts(self.envelope, RECEIPT_TYPE)
+            signers = self.parts[0]
         except SignatureError as error:
             raise ValueError(f"envelope is no receipt: {error}") from error
         if len(signers) != 1:
             raise ValueError(f"the receipt has {len(signers)} signatures; it must have one, the site's")
 
+    @cached_property
+    def parts(self) -> tuple[list[tuple[str, bytes]], bytes]:
+        """([(key text, signature)], payload) of the envelope, not verified."""
+        return envelope_parts(self.envelope, RECEIPT_TYPE)
+
     @property
     def receipt_digest(self) -> str:
         """How an aggregate names it."""
-        return receipt_digest(self.envelope)
+        return digest_of_bytes(self.parts[1])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,13 @@ generator, the site's policy and its code.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from privacy.budget import check_delta
@@ -98,10 +100,8 @@ class Receipt:
             ValueError: a field is missing, unknown, or out of its range.
         """
         check_fields(data, _FIELDS, what="a receipt")
-        if not isinstance(data["events"], list) or not all(isinstance(e, dict) for e in data["events"]):
-            raise ValueError("events is not a list of objects")
         numbers = {name: parse_decimal(data[name], name=name) for name in ("spend_epsilon", "spend_delta")}
-        events = tuple(read_event(event) for event in data["events"])
+        events = read_events(json.dumps(data["events"]))
         issued_at = parse_time(data["issued_at"], name="issued_at")
         return cls(**{**data, **numbers, "events": events, "issued_at": issued_at})
 
@@ -167,16 +167,25 @@ def parse_decimal(text: object, *, name: str) -> float:
     return value
 
 
-def read_event(data: Mapping[str, Any]) -> MechanismEvent:
-    """A mechanism event from JSON data; one spelling of each number only.
+@lru_cache(maxsize=4096)
+def read_events(text: str) -> tuple[MechanismEvent, ...]:
+    """Mechanism events from a JSON list; one spelling of each number only.
 
     Raises:
         ValueError: it cannot be used.
     """
-    event = MechanismEvent.from_dict(data)
-    if event.to_dict() != data:
-        raise ValueError(f"the event {dict(data)!r} is not written in its one form")
-    return event
+    data = json.loads(text)
+    if not isinstance(data, list) or not all(isinstance(event, dict) for event in data):
+        raise ValueError("events is not a list of objects")
+    try:
+        events = tuple(MechanismEvent.from_dict(event) for event in data)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"an event cannot be used: {error}") from error
+    if [event.to_dict() for event in events] != data:
+        raise ValueError(
+            "an event is not written in its one form: real numbers are the shortest decimal strings"
+        )
+    return events
 
 
 def check_fields(data: object, fields: frozenset[str], *, what: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from privacy.accounting import Group
-from privacy.bundles import Broken, CohortFact, ReceiptFact, RotationFact, StudyFact, events_of
+from privacy.bundles import Broken, CohortFact, ReceiptFact, RotationFact, StudyFact
 from privacy.canonical import digest_of_bytes
 from privacy.ledger import (
     Aggregated,
@@ -24,6 +24,7 @@ from privacy.ledger import (
     SitePolicy,
     Withdrawn,
 )
+from privacy.receipt import read_events
 from privacy.signing import VerifyKey
 
 TOLERANCE: Final = 1e-6
@@ -408,7 +409,7 @@ _KINDS: Final[dict[type[Any], str]] = {
 def _merged(before: tuple[Group, ...], events: str) -> tuple[Group, ...]:
     """Steps of equal mechanisms added up; plain Gaussians stay apart, so that the order cannot matter."""
     steps: dict[tuple[float, float], int] = {(sigma, rate): count for sigma, rate, count in before}
-    for event in events_of(events):
+    for event in read_events(events):
         key = (event.noise_multiplier, event.sample_rate)
         steps[key] = steps.get(key, 0) + event.steps
     return tuple(sorted((sigma, rate, count) for (sigma, rate), count in steps.items()))
