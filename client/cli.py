@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from privacy.cli.problem import say_problem
+
 if TYPE_CHECKING:
     from client.guard import Guard
     from client.home import SiteHome
@@ -17,12 +19,6 @@ app = typer.Typer(
     help="A hospital: create, check, start and stop a site; see what it spent.", no_args_is_help=True
 )
 Home = Annotated[Path, typer.Option("--home", help="The site's folder.")]
-
-
-def fail(message: object) -> typer.Exit:
-    """Say what is wrong on standard error; raise the result to end with status 1."""
-    typer.echo(f"fedtwin: {message}", err=True)
-    return typer.Exit(1)
 
 
 @app.command()
@@ -54,7 +50,7 @@ def init(
         app_digest, address, ledger_key = told["app_digest"], told["superlink_address"], told["ledger_key"]
         authority = told["ca_certificate"].encode()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise fail(f"{federation} is no federation file ({error}); ask the operator for it") from None
+        raise say_problem(f"{federation} is no federation file ({error}); ask the operator for it") from None
     try:
         policy = policy_text(
             epsilon_per_run=epsilon,
@@ -77,7 +73,7 @@ def init(
         )
         made.policy_file.write_text(policy)
     except (HomeError, DataSourceError, PolicyError) as error:
-        raise fail(error) from None
+        raise say_problem(error) from None
     write_card(made)
     typer.echo(f"Site {made.name!r} is in {made.path}. Its private keys were made here and stay here.")
     typer.echo(
@@ -166,13 +162,13 @@ def _decide(home: Path, study: str, decision: Any, by: str, reason: str) -> None
         known = ", ".join(
             one.study_digest if len(asked) > 1 else one.study_name for one in asked or guard.requests()
         )
-        raise fail(
+        raise say_problem(
             f"{study!r} names {len(asked)} studies that asked; name one of: {known or 'none has asked yet'}"
         )
     try:
         guard.decide(asked[0].study_digest, decision, study_name=asked[0].study_name, by=by, reason=reason)
     except ValueError as error:
-        raise fail(error) from None
+        raise say_problem(error) from None
     typer.echo(f"Study {asked[0].study_name!r} is {decision}.")
 
 
@@ -189,7 +185,7 @@ def up(home: Home) -> None:
             on_event=lambda event: typer.echo(f"{event.name}: {event.kind} {event.detail}".rstrip())
         )
     except ProcessFailedError as error:
-        raise fail(error) from None
+        raise say_problem(error) from None
 
 
 @app.command()
@@ -207,7 +203,7 @@ def validate(
     try:
         load_patients(opened, Study.from_toml(study.read_text()).table)
     except (OSError, StudyError, DataSourceError, TableFaultsError) as error:
-        raise fail(error) from None
+        raise say_problem(error) from None
     typer.echo("The data fits the study. Nothing was sent anywhere.")
 
 
@@ -224,7 +220,7 @@ def spent(home: Home) -> None:
     try:
         guard.verify()
     except RecordVerificationError as error:
-        raise fail(error) from None
+        raise say_problem(error) from None
     table = Table(title=f"What site {site.name} has spent, per patient; nothing is ever refunded")
     for heading in ("time (UTC)", "study", "run", "round", "mechanism", "epsilon so far"):
         table.add_column(heading)
@@ -251,7 +247,7 @@ def _open_home(path: Path) -> SiteHome:
     try:
         return SiteHome.open(path)
     except HomeError as error:
-        raise fail(error) from None
+        raise say_problem(error) from None
 
 
 def _policy(site: SiteHome) -> SitePolicy:
@@ -260,7 +256,7 @@ def _policy(site: SiteHome) -> SitePolicy:
     try:
         return load_policy(site.policy_file)
     except PolicyError as error:
-        raise fail(error) from None
+        raise say_problem(error) from None
 
 
 def _guard(site: SiteHome) -> Guard:

@@ -9,20 +9,14 @@ from typing import Annotated, Any
 import httpx
 import typer
 
+from privacy.cli.problem import say_problem
+
 Url = Annotated[
     str, typer.Option(envvar="FEDTWIN_URL", help="The coordinator's API, for example http://127.0.0.1:8000.")
 ]
 Key = Annotated[
     str, typer.Option(envvar="FEDTWIN_KEY", help="Your API key; better in FEDTWIN_KEY than typed.")
 ]
-
-
-class ApiError(typer.Exit):
-    """The API said no, or nobody answered: the message is printed and the exit status is 1."""
-
-    def __init__(self, message: str) -> None:
-        typer.echo(f"fedtwin: {message}", err=True)
-        super().__init__(1)
 
 
 class ApiClient:
@@ -63,12 +57,12 @@ class ApiClient:
             with self._http.stream("GET", path) as response, draft.open("wb") as file:
                 if response.is_error:
                     response.read()
-                    raise ApiError(_sentence(response))
+                    raise say_problem(_sentence(response))
                 for block in response.iter_bytes():
                     size += file.write(block)
             draft.replace(target)
         except httpx.HTTPError as error:
-            raise ApiError(f"the download of {path} broke off: {error}; run the command again") from None
+            raise say_problem(f"the download of {path} broke off: {error}; run the command again") from None
         finally:
             draft.unlink(missing_ok=True)
         return size
@@ -77,11 +71,11 @@ class ApiClient:
         try:
             response = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
-            raise ApiError(
+            raise say_problem(
                 f"nobody answers at {self._url} ({error}); is `fedtwin server up` running, and --url right?"
             ) from None
         if response.is_error:
-            raise ApiError(_sentence(response))
+            raise say_problem(_sentence(response))
         return response
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from privacy.cli.problem import say_problem
+
 if TYPE_CHECKING:
     from server.home import CoordinatorHome
     from server.store import Store
@@ -16,12 +18,6 @@ app = typer.Typer(
     help="The coordinator: create, start and stop it; enrol sites; make API keys.", no_args_is_help=True
 )
 Home = Annotated[Path, typer.Option("--home", help="The coordinator's folder.")]
-
-
-def fail(message: object) -> typer.Exit:
-    """Say what is wrong on standard error; raise the result to end with status 1."""
-    typer.echo(f"fedtwin: {message}", err=True)
-    return typer.Exit(1)
 
 
 @app.command()
@@ -45,7 +41,7 @@ def init(
             home, name=name, database=database, api_port=api_port, superlink_address=address
         )
     except HomeError as error:
-        raise fail(error) from None
+        raise say_problem(error) from None
     _open_store(made).close()
     typer.echo(f"Coordinator {made.name!r} is in {made.path}; its API will be at {made.api_url}.")
     typer.echo(f"Certificate authority SHA-256 fingerprint: {made.ca_fingerprint}")
@@ -65,7 +61,7 @@ def up(home: Home) -> None:
             on_event=lambda event: typer.echo(f"{event.name}: {event.kind} {event.detail}".rstrip())
         )
     except ProcessFailedError as error:
-        raise fail(error) from None
+        raise say_problem(error) from None
 
 
 @app.command()
@@ -85,7 +81,7 @@ def key(
     try:
         typer.echo(create_key(store, role=role, owner=name, lifetime=dt.timedelta(days=days)).text)  # type: ignore[arg-type]
     except ServerError as error:
-        raise fail(error) from None
+        raise say_problem(error) from None
     finally:
         store.close()
 
@@ -130,7 +126,9 @@ def enrol(
         data: dict[str, Any] = json.loads(card.read_text())
         name, receipt_key, node_key = data["name"], data["receipt_key"], data["node_public_key"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise fail(f"{card} is no site card ({error}); take the card.json of `fedtwin site init`") from None
+        raise say_problem(
+            f"{card} is no site card ({error}); take the card.json of `fedtwin site init`"
+        ) from None
     store = _open_store(opened)
     try:
         sites.enrol_site(
@@ -143,7 +141,7 @@ def enrol(
         )
         typer.echo(f"Site {name!r} is enrolled; its node may connect once the coordinator is up.")
     except ServerError as error:
-        raise fail(error) from None
+        raise say_problem(error) from None
     finally:
         store.close()
 
@@ -155,7 +153,7 @@ def _open_home(path: Path) -> CoordinatorHome:
     try:
         return CoordinatorHome.open(path)
     except HomeError as error:
-        raise fail(error) from None
+        raise say_problem(error) from None
 
 
 def _open_store(home: CoordinatorHome) -> Store:
