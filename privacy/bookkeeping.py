@@ -25,7 +25,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from privacy.layer_rules import RULES, Workspace
-from privacy.module_checks import PerRecordLoss, UnsupportedModuleError, check_losses, refuse_batch_statistics
+from privacy.module_checks import (
+    PerRecordLoss,
+    UnsupportedModuleError,
+    check_losses,
+    refuse_batch_statistics,
+    refuse_options,
+)
 
 NORM_MARGIN = 4e-6  # relative room for rounding in float32 norms: the clip aims this much lower
 
@@ -118,6 +124,7 @@ def _learning_layers(module: nn.Module) -> list[nn.Module]:
                 f"rules for {', '.join(t.__name__ for t in RULES)}. Build it from those, or ask for the slow way: "
                 'clipping="opacus-hooks"'
             )
+        refuse_options(name, layer)
         if any(p in seen for p in own):
             raise UnsupportedModuleError(f"{name} shares a parameter with another layer; give it its own")
         seen.update(own)

@@ -92,8 +92,7 @@ def _linear_over_positions(layer: nn.Linear, inputs: Tensor, signals: Tensor, sp
 
 
 def conv2d(layer: nn.Conv2d, inputs: Tensor, signals: Tensor, space: Workspace) -> LayerPart:
-    """Conv2d with any stride, dilation, zero padding in numbers, and groups."""
-    check_padding(layer)
+    """Conv2d with any stride, dilation, groups, and zero padding in numbers."""
     if layer.groups > 1:
         return _conv2d_grouped(layer, inputs, signals)
     keep, flags = _sound_rows(inputs, signals)
@@ -106,12 +105,6 @@ def conv2d(layer: nn.Conv2d, inputs: Tensor, signals: Tensor, space: Workspace) 
         flags,
         channels_last=layer.weight,
     )
-
-
-def check_padding(layer: nn.Conv2d) -> None:
-    """Raise TypeError unless the padding is zeros, in numbers."""
-    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-        raise TypeError(f"padding is {layer.padding!r}, {layer.padding_mode}; give zero padding in numbers")
 
 
 def _form_conv2d(
@@ -185,7 +178,7 @@ def layer_norm(layer: nn.LayerNorm, inputs: Tensor, signals: Tensor, space: Work
 
 def embedding(layer: nn.Embedding, inputs: Tensor, signals: Tensor, space: Workspace) -> LayerPart:
     """Embedding of (B, ...) codes."""
-    codes = inputs.flatten(1)  # (B, T)
+    codes = inputs.reshape(len(inputs), -1)  # (B, T)
     _, g, flags = _sane(signals, signals.reshape(len(codes), codes.shape[1], -1))  # (B, T, D)
     if layer.padding_idx is not None:
         g = g * (codes != layer.padding_idx).unsqueeze(-1)

@@ -25,6 +25,21 @@ def refuse_batch_statistics(module: nn.Module) -> None:
             )
 
 
+def refuse_options(name: str, layer: nn.Module) -> None:
+    """Raise UnsupportedModuleError when a layer is set up in a way that the layer rules do not cover."""
+    if isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or layer.padding_mode != "zeros"):
+        raise UnsupportedModuleError(
+            f"{name} has padding {layer.padding!r}, mode {layer.padding_mode!r}; give zero padding in numbers"
+        )
+    if isinstance(layer, nn.Embedding) and (
+        layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse
+    ):
+        raise UnsupportedModuleError(
+            f"{name} has max_norm, scale_grad_by_freq or sparse set: these change weights by who is in the batch, or "
+            "scale one patient by the others; leave them off"
+        )
+
+
 def check_losses(losses: Tensor, num_records: int) -> None:
     """Raise ValueError unless there is one loss per record."""
     if losses.shape != (num_records,):
@@ -39,6 +54,8 @@ def refuse_mixing(module: nn.Module, fakes: Tensor, losses: Iterable[PerRecordLo
     pair = fakes[:2].detach().clone()
     if len(pair) < 2:
         return
+    if pair.is_floating_point():  # the structure is asked about, not what extreme numbers do to it
+        pair = pair.nan_to_num_(0.5, 1.0, -1.0).clamp_(-10, 10)
     with torch.enable_grad():
         output = module(pair.requires_grad_() if pair.is_floating_point() else pair)
         for loss in losses:
