@@ -11,18 +11,24 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import logging
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode, SubStatus
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.interceptors import (
@@ -32,6 +38,7 @@ from flwr.supercore.interceptors import (
 )
 from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from models.exchange import (
@@ -42,6 +49,7 @@ from models.exchange import (
     RoundReply,
     RoundRequest,
 )
+from privacy.cli.folders import write_private
 
 Answer = Callable[[Message, Context], Message]
 
@@ -91,15 +99,22 @@ class TaskHead:
 
 
 class Task:
-    """One message from the coordinator, held by this worker until it is answered."""
+    """One message from the coordinator, held by this worker until it is answered.
 
-    def __init__(self, client: RuntimeHttpClient) -> None:
+    Args:
+        client: logged in with the task's token.
+        held: a file that is there as long as the task is; see `TaskSource.give_up_held`.
+    """
+
+    def __init__(self, client: RuntimeHttpClient, held: _HeldTask) -> None:
         self._client = client
+        self._held = held
         try:
             self._message, self._context, run, bundle = pull_task_input(client)
         except (httpx.HTTPError, RunNotRunningException, RuntimeError) as error:
             client.close()
             raise SourceLostError("the SuperNode took the task back") from error
+        held.write(self._message)
         self.head = TaskHead(
             run_id=run.run_id,
             message_type=self._message.metadata.message_type,
@@ -118,7 +133,8 @@ class Task:
             try:
                 reply = app(self._message, self._context)
             except Exception as error:
-                _log.exception("the app could not answer")
+                where = "".join(traceback.format_tb(error.__traceback__))  # lines of code, no values
+                _log.error("the app could not answer: %s\n%s", type(error).__name__, where)
                 reason = f"the site could not answer ({type(error).__name__})"
                 self._answer(
                     self._error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), SubStatus.FAILED, reason
@@ -142,6 +158,7 @@ class Task:
         try:
             push_message(self._client, reply, self._context)
             push_task_output(self._client, self._context, status, details)
+            self._held.clear()
         except (httpx.HTTPError, RunNotRunningException, RuntimeError) as error:
             raise SourceLostError("the reply could not be delivered to the SuperNode") from error
         finally:
@@ -154,10 +171,12 @@ class TaskSource:
     Args:
         port: where the SuperNode serves, on the loopback interface.
         secret: shared with the SuperNode; without it nobody is given a task.
+        held_file: remembers the task in hand, so that a killed worker's successor can answer for it.
     """
 
-    def __init__(self, *, port: int, secret: bytes) -> None:
+    def __init__(self, *, port: int, secret: bytes, held_file: Path) -> None:
         self._address = f"127.0.0.1:{port}"
+        self._held_file = held_file
         self._client = self._connect(
             "SuperExec",
             SuperExecAuthHttpInterceptor(
@@ -177,7 +196,38 @@ class TaskSource:
             raise SourceLostError(f"the SuperNode at {self._address} does not answer") from error
         if not (answer.HasField("task") and answer.token):
             return None
-        return Task(self._connect("flwr-clientapp", RuntimeTokenHttpInterceptor(answer.token)))
+        held = _HeldTask(file=self._held_file, token=answer.token)
+        held.write(None)
+        return Task(self._connect("flwr-clientapp", RuntimeTokenHttpInterceptor(answer.token)), held)
+
+    def give_up_held(self) -> bool:
+        """Answer for the task that a killed worker left in hand, so that the site is free again at once.
+
+        Without it the SuperNode waits for 60 s, and for ever if the message had not been fetched yet.
+
+        Returns:
+            Whether there was one that still waited for its answer.
+        """
+        read = _HeldTask.read(self._held_file)
+        if read is None:
+            return False
+        held, message = read
+        client = self._connect("flwr-clientapp", RuntimeTokenHttpInterceptor(held.token))
+        try:
+            if message is None:
+                message = pull_task_input(client)[0]
+            TaskIdentity.run_id = message.metadata.run_id
+            TaskIdentity.node_id = message.metadata.dst_node_id
+            context = Context(message.metadata.run_id, message.metadata.dst_node_id, {}, RecordDict(), {})
+            error = Error(code=ErrorCode.CLIENT_APP_CRASHED, reason="the site's worker was restarted")
+            push_message(client, Message(error, reply_to=message), context)
+            push_task_output(client, None, SubStatus.FAILED, "the site's worker was restarted")
+        except (httpx.HTTPError, RunNotRunningException, RuntimeError):
+            return False  # the SuperNode was restarted too, or has given the task up itself
+        finally:
+            client.close()
+            held.clear()
+        return True
 
     def close(self) -> None:
         """Close the connection."""
@@ -190,6 +240,37 @@ class TaskSource:
             root_certificates=None,
             interceptors=[RuntimeVersionHttpInterceptor(component_name=component), interceptor],
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _HeldTask:
+    """The task in hand, on disk: its token and its message without content. The file is the site's alone."""
+
+    file: Path
+    token: str
+
+    def write(self, message: Message | None) -> None:
+        proto = b"" if message is None else _head_of(message).SerializeToString()
+        draft = self.file.with_suffix(".new")
+        draft.unlink(missing_ok=True)
+        write_private(draft, json.dumps({"token": self.token, "message": proto.hex()}).encode())
+        draft.replace(self.file)
+
+    def clear(self) -> None:
+        self.file.unlink(missing_ok=True)
+
+    @classmethod
+    def read(cls, file: Path) -> tuple[_HeldTask, Message | None] | None:
+        try:
+            data = json.loads(file.read_bytes())
+            proto = ProtoMessage.FromString(bytes.fromhex(data["message"]))
+        except (OSError, ValueError, KeyError):
+            return None
+        return cls(file=file, token=data["token"]), message_from_proto(proto) if data["message"] else None
+
+
+def _head_of(message: Message) -> ProtoMessage:
+    return message_to_proto(remove_content_from_message(message))
 
 
 class _Heartbeat:

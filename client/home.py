@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from client.connectors.settings import DataSettings, DataSource
 from client.keys import create_keys
 from privacy.cli.folders import HomeError, free_port, new_folder, read_settings, toml_text, write_private
 from privacy.signing import SignatureError, SigningKey, VerifyKey
@@ -27,6 +28,7 @@ address = {address}
 key = {key}
 
 [data]
+# csv, parquet, sql, omop, fhir, image-folder, npz or dicom; docs/site-data.md shows each kind's settings.
 kind = {kind}
 # Relative to this folder, or absolute.
 path = {path}
@@ -48,12 +50,6 @@ class _Coordinator(_Section):
     key: str = Field(min_length=1)
 
 
-class _Data(_Section):
-    kind: Literal["csv", "parquet"]
-    path: str = Field(min_length=1)
-    patient_id: str = ""
-
-
 class _SuperNode(_Section):
     port: int = Field(ge=1, le=65535)
 
@@ -61,23 +57,8 @@ class _SuperNode(_Section):
 class _Settings(_Section):
     name: str = Field(pattern=NAME_PATTERN)
     coordinator: _Coordinator
-    data: _Data
+    data: DataSettings
     supernode: _SuperNode
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSource:
-    """Where a site's patients are. Sensitive: do not log.
-
-    Attributes:
-        kind: `csv` or `parquet`.
-        path: the file, absolute.
-        patient_id: the column that names the patient, or None when every line is another patient.
-    """
-
-    kind: Literal["csv", "parquet"]
-    path: Path
-    patient_id: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +70,7 @@ class SiteHome:
         name: the site's name in the federation.
         superlink_address: host:port of the coordinator's SuperLink.
         coordinator_key: the pinned key of the coordinator's ledger.
-        data: the site's table.
+        data: where the site's patients are; a value of its kind.
         supernode_port: where the SuperNode serves this site's worker, on the loopback interface.
     """
 
@@ -123,7 +104,7 @@ class SiteHome:
             ca_certificate: PEM of the coordinator's authority; compare its fingerprint before.
             coordinator_key: the coordinator's key text (`name+hash+base64`).
             data_path: the site's table; relative paths are relative to the home.
-            data_kind, patient_id: see `DataSource`.
+            data_kind, patient_id: see `TableFile`; other kinds are written into site.toml by hand.
             supernode_port: a free port is picked where none is given.
 
         Raises:
@@ -173,11 +154,7 @@ class SiteHome:
             name=settings.name,
             superlink_address=settings.coordinator.address,
             coordinator_key=key,
-            data=DataSource(
-                kind=settings.data.kind,
-                path=path / settings.data.path,
-                patient_id=settings.data.patient_id or None,
-            ),
+            data=settings.data.within(path),
             supernode_port=settings.supernode.port,
         )
 

@@ -43,7 +43,13 @@ def run_worker(
         stop_event: ends the loop between two tasks.
     """
     stop = stop_event or threading.Event()
-    source = TaskSource(port=home.supernode_port, secret=home.worker_secret.read_bytes())
+    source = TaskSource(
+        port=home.supernode_port,
+        secret=home.worker_secret.read_bytes(),
+        held_file=home.state / "task-in-hand.json",
+    )
+    if source.give_up_held():
+        _log.warning("answered for the task that was in hand when the worker was killed")
     pause = _BUSY_PAUSE_SECONDS
     _log.info(WORKER_READY)
     try:
