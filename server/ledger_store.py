@@ -10,11 +10,14 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from privacy.canonical import parse_canonical
 from privacy.checkpoint import Checkpoint, SignedCheckpoint, open_checkpoint, parse_checkpoint, sign_head
+from privacy.export import write_export
 from privacy.ledger import Body, Entry, EntryError, decode_entry, encode_entry
 from privacy.merkle import (
     CompactRange,
@@ -42,6 +45,11 @@ class StoredEntry:
     def entry(self) -> Entry:
         """The entry, decoded."""
         return decode_entry(self.data)
+
+    @property
+    def data_as_json(self) -> dict[str, Any]:
+        """The entry as plain JSON data."""
+        return dict(parse_canonical(self.data))
 
 
 def append(store: Store, session: Session, bodies: Sequence[Body]) -> tuple[int, Checkpoint]:
@@ -152,6 +160,41 @@ def read_entries(store: Store, *, start: int = 0, count: int | None = None) -> I
         start += limit
 
 
+def export_files(store: Store) -> Iterator[tuple[str, bytes]]:
+    """The files of an export (`privacy.export`) up to the newest checkpoint, in bounded memory.
+
+    Raises:
+        NotFoundError: the ledger is empty.
+        LedgerVerificationError: the stored entries are not those under the checkpoint.
+    """
+    newest = latest_checkpoint(store)
+    if newest is None:
+        raise NotFoundError("checkpoint", "newest")
+    size = newest.checkpoint.size
+    entries = (stored.data for stored in read_entries(store, count=size))
+    return write_export(entries, newest.encode(), history=_history(store, size))
+
+
+def _history(store: Store, size: int) -> Iterator[bytes]:
+    """Earlier checkpoints that a site cosigned, oldest first: they vouch for all before them."""
+    start = 0
+    while True:
+        query = (
+            select(CheckpointRow.size, CheckpointRow.note)
+            .where(CheckpointRow.size > start, CheckpointRow.size < size)
+            .order_by(CheckpointRow.size)
+            .limit(READ_AHEAD)
+        )
+        with store.database.read() as session:
+            portion = [(row.size, row.note) for row in session.execute(query)]
+        for _, note in portion:
+            if len(parse_checkpoint(note.encode()).signatures) > 1:
+                yield note.encode()
+        if len(portion) < READ_AHEAD:
+            return
+        start = portion[-1][0]
+
+
 def num_entries(store: Store) -> int:
     """How many entries there are."""
     with store.database.read() as session:
@@ -168,6 +211,17 @@ def prove_inclusion(store: Store, index: int, size: int) -> list[bytes]:
         return inclusion_proof(_leaves_of(store), index, size=size)
     except ValueError as error:
         raise InvalidError("index", str(error)) from error
+
+
+def proof_of_newest(session: Session, index: int) -> tuple[list[bytes], str]:
+    """The newest checkpoint's note, and the proof that entry `index` is under it, in the caller's transaction."""
+    row = session.scalars(select(CheckpointRow).order_by(CheckpointRow.size.desc()).limit(1)).one()
+    return inclusion_proof(_leaves(session), index, size=row.size), row.note
+
+
+def entry_bytes(session: Session, index: int) -> bytes:
+    """The canonical bytes of one entry, in the caller's transaction."""
+    return session.get_one(LedgerEntryRow, index).body
 
 
 def prove_consistency(store: Store, old: int, new: int) -> list[bytes]:

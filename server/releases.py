@@ -21,6 +21,14 @@ from server.store import Store
 from server.tables import ReleaseRow, ReleaseState, RoundRow, RunRow, SpendRow
 
 NO_GATE = "none passed"
+LIMITS_OF_USE = (
+    "No record is a person. Records are drawn from a model that saw patients only through differentially "
+    "private mechanisms at their hospitals.",
+    "The model keeps what pairs of columns say about each other; relations of three and more columns are kept "
+    "less well, and rare combinations may be shaped by noise.",
+    "No release gate was passed: neither attacks nor utility were tested on this release before it was published.",
+    "Not for decisions about a patient; confirm findings on real data.",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +101,14 @@ def get_release(store: Store, digest: str) -> Release:
     """
     with store.database.read() as session:
         return _release(_row(session, digest))
+
+
+def release_of_run(store: Store, run_id: str) -> Release | None:
+    """The newest release that a run gave, if any."""
+    query = select(ReleaseRow).where(ReleaseRow.run == run_id).order_by(ReleaseRow.created_at.desc()).limit(1)
+    with store.database.read() as session:
+        row = session.scalars(query).first()
+        return None if row is None else _release(row)
 
 
 def list_releases(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import datetime as dt
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sqlalchemy import func, select
@@ -161,6 +161,18 @@ def start_running(store: Store, run_id: str, *, flower_run_id: str | None = None
         return _run(run)
 
 
+def note_flower_run(store: Store, run_id: str, flower_run_id: str) -> Run:
+    """Remember the federation's own id of a run, whatever state the run has reached meanwhile.
+
+    Raises:
+        NotFoundError: no such run.
+    """
+    with store.database.write() as session:
+        run = _row(session, run_id, lock=True)
+        run.flower_run_id = flower_run_id
+        return _run(run)
+
+
 def report_progress(
     store: Store,
     run_id: str,
@@ -288,21 +300,35 @@ def run_messages(store: Store, run_id: str, *, limit: int = MAX_MESSAGES) -> lis
 
 
 def run_spends(store: Store, run_id: str) -> list[SiteSpend]:
-    """Each site's newest known spend in a run, by site name."""
-    newest = (
-        select(SpendRow.site, func.max(SpendRow.round).label("round"))
-        .where(SpendRow.run == run_id)
-        .group_by(SpendRow.site)
-        .subquery()
-    )
+    """Each site's newest outcome in a run with its newest known spend, by site name."""
+    with store.database.read() as session:
+        outcomes = _newest_spends(session, run_id, known=False)
+        known = {spend.site: spend for spend in _newest_spends(session, run_id, known=True)}
+    return [
+        replace(
+            spend,
+            spent_epsilon=known[spend.site].spent_epsilon,
+            spent_delta=known[spend.site].spent_delta,
+            cap_epsilon=known[spend.site].cap_epsilon,
+        )
+        if spend.site in known
+        else spend
+        for spend in outcomes
+    ]
+
+
+def _newest_spends(session: Session, run_id: str, *, known: bool) -> list[SiteSpend]:
+    rounds = select(SpendRow.site, func.max(SpendRow.round).label("round")).where(SpendRow.run == run_id)
+    if known:
+        rounds = rounds.where(SpendRow.spent_epsilon.is_not(None))
+    newest = rounds.group_by(SpendRow.site).subquery()
     query = (
         select(SpendRow)
         .join(newest, (SpendRow.site == newest.c.site) & (SpendRow.round == newest.c.round))
         .where(SpendRow.run == run_id)
         .order_by(SpendRow.site)
     )
-    with store.database.read() as session:
-        return [spend_of_row(row) for row in session.scalars(query)]
+    return [spend_of_row(row) for row in session.scalars(query)]
 
 
 def spend_of_row(row: SpendRow) -> SiteSpend:

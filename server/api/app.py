@@ -1,0 +1,113 @@
+"""The API application: `uvicorn --factory server.api.app:create_app`, with FEDTWIN_HOME set."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from server.api import cohorts, health, ledger, problems, releases, runs, sites, studies
+from server.api.limits import RequestLimits
+from server.api.starter import FlowerStarter, RunStarter
+from server.home import CoordinatorHome
+from server.store import Store
+
+DESCRIPTION = """
+Synthetic patients under differential privacy, learnt at hospitals that keep their data.
+
+Send your API key as `Authorization: Bearer ftw_...`. Roles: an **operator** defines studies, enrols sites, runs
+and publishes; a **researcher** browses releases and asks for cohorts; an **auditor** reads studies, spends,
+releases and the ledger. Long work answers 202 with a `Location` to follow. Lists take `limit` and `cursor`. Every
+error is `application/problem+json` (RFC 9457).
+"""
+TAGS = [
+    {
+        "name": "studies",
+        "description": "Schema, algorithm settings and budgets; registered once, never changed.",
+    },
+    {"name": "sites", "description": "Hospitals that take part."},
+    {"name": "runs", "description": "Training executions: progress, spends, stop and resume."},
+    {"name": "releases", "description": "Published generators: data dictionary, budgets, limits of use."},
+    {"name": "cohorts", "description": "Synthetic patients from a release, with a certificate."},
+    {"name": "ledger", "description": "The append-only log that an auditor verifies offline."},
+    {"name": "health", "description": "Whether the coordinator works."},
+]
+
+
+def create_app(
+    home: CoordinatorHome | None = None, *, store: Store | None = None, starter: RunStarter | None = None
+) -> FastAPI:
+    """Build the application.
+
+    Args:
+        home: the coordinator's; that in FEDTWIN_HOME where absent.
+        store: its opened state, where the caller has it already; needs `starter`.
+        starter: how runs are started; by Flower where absent.
+    """
+    stopped = threading.Event()
+    watch: threading.Thread | None = None
+    if store is None:
+        home = home or CoordinatorHome.open(Path(os.environ["FEDTWIN_HOME"]))
+        store = Store.open(home)
+    if starter is None:
+        if home is None:
+            raise ValueError("give a starter with a store, or a home")
+        flower = FlowerStarter(home, store)
+        watch = threading.Thread(target=flower.watch, args=(stopped,), name="federation-watch", daemon=True)
+        starter = flower
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        if watch is not None:
+            watch.start()
+        yield
+        stopped.set()
+        if watch is not None:
+            watch.join(timeout=5)
+        store.close()
+
+    app = FastAPI(
+        title="fedtwin",
+        version=version("fedtwin"),
+        summary="Federated digital twins",
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        lifespan=lifespan,
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    app.state.store = store
+    app.state.starter = starter
+    problems.install(app)
+    app.add_middleware(RequestLimits)
+    for feature in (studies, sites, runs, releases, cohorts, ledger, health):
+        app.include_router(feature.router)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, object]:
+    """FastAPI's document with our problem in place of its own validation error."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title,
+            version=app.version,
+            summary=app.summary,
+            description=app.description,
+            routes=app.routes,
+            tags=app.openapi_tags,
+        )
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(problem.pop("$defs", {}))
+        schemas["Problem"] = problem
+        app.openapi_schema = document
+    return app.openapi_schema

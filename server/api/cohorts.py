@@ -1,0 +1,246 @@
+"""/v1/cohorts: ask for synthetic patients, watch, cancel, download."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
+
+from server import cohorts
+from server.api.auth import OperatorOrResearcher, StoreDep
+from server.api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
+from server.api.problems import ProblemError, responses
+from server.api.releases import visible_release
+from server.cohorts import MAX_CONDITIONS, MAX_PATIENTS, MAX_SEED, Cohort, Format
+from server.errors import NotFoundError
+from server.keys import ApiKey
+from server.provenance import CERTIFICATE_FILE, certificate_bytes
+from server.store import Store
+
+router = APIRouter(prefix="/v1/cohorts", tags=["cohorts"])
+
+
+class CohortIn(BaseModel):
+    """What you want."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "release": "sha256:" + "4f" * 32,
+                "num_patients": 5000,
+                "conditions": ["age >= 60", "sex == 'female'"],
+                "formats": ["csv", "parquet"],
+                "seed": 7,
+            }
+        },
+    )
+    release: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="Digest of a published release.")
+    num_patients: StrictInt = Field(ge=1, le=MAX_PATIENTS)
+    seed: StrictInt | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_SEED,
+        description="The same request with the same seed gives the same bytes.",
+    )
+    conditions: str | list[str | dict[str, Any]] = Field(
+        default=[],
+        max_length=4000,
+        description="All must hold: texts such as `age >= 60 and sex == 'female'`, or objects such as "
+        '`{"column": "age", "op": ">=", "value": 60}`.',
+    )
+    formats: list[Format] = Field(default=["csv", "parquet"], min_length=1, max_length=2)
+
+
+class FileOut(BaseModel):
+    """A file to download."""
+
+    name: str = Field(examples=["cohort.csv"])
+    num_bytes: int
+    sha256: str
+    media_type: str
+    url: str = Field(examples=["/v1/cohorts/cohort-3f2a9c01d4e5/files/cohort.csv"])
+
+
+class CohortOut(BaseModel):
+    """A cohort and how far it is."""
+
+    id: str = Field(examples=["cohort-3f2a9c01d4e5"])
+    owner: str
+    state: str = Field(examples=["running"])
+    release: str
+    num_patients: int
+    seed: int
+    conditions: list[str | dict[str, Any]]
+    formats: list[str]
+    percent: float = Field(ge=0, le=100)
+    patients_done: int
+    eta_seconds: float | None
+    reason: str
+    files: list[FileOut]
+    ledger_index: int | None
+    created_at: dt.datetime
+    started_at: dt.datetime | None
+    ended_at: dt.datetime | None
+
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=128,
+        pattern=r"^[!-~]+$",
+        description="Your own name for this request: sent again, it gives back the first cohort.",
+    ),
+]
+
+
+@router.post("", status_code=202, summary="Request a cohort", responses=responses(404, 409))
+def create_cohort(
+    wanted: CohortIn,
+    key: OperatorOrResearcher,
+    store: StoreDep,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> CohortOut:
+    """Queue synthetic patients from a published release; follow the cohort at its `Location`.
+
+    Sampling is post-processing: it costs no privacy budget.
+    """
+    visible_release(store, key, wanted.release)
+    conditions = [wanted.conditions] if isinstance(wanted.conditions, str) else wanted.conditions
+    request = cohorts.CohortRequest(
+        release=wanted.release,
+        num_patients=wanted.num_patients,
+        seed=wanted.seed,
+        conditions=tuple(conditions[: MAX_CONDITIONS + 1]),
+        formats=tuple(wanted.formats),
+    )
+    cohort = cohorts.create_cohort(store, request, owner=key.owner, idempotency_key=idempotency_key)
+    response.headers["Location"] = f"/v1/cohorts/{cohort.id}"
+    return _out(store, cohort)
+
+
+@router.get("", summary="List cohorts", responses=responses())
+def list_cohorts(
+    key: OperatorOrResearcher, store: StoreDep, limit: Limit = 50, cursor: Cursor = None
+) -> Page[CohortOut]:
+    """Your cohorts, newest first; an operator sees everybody's, without their files."""
+    owner = None if key.role == "operator" else key.owner
+    found = cohorts.list_cohorts(store, owner=owner, limit=limit + 1, before=decode_cursor(cursor))
+    more = encode_cursor(found[limit - 1].created_at, found[limit - 1].id) if len(found) > limit else None
+    return Page(items=[_out(store, one) for one in found[:limit]], next_cursor=more)
+
+
+@router.get("/{cohort_id}", summary="Follow a cohort", responses=responses(404))
+def get_cohort(cohort_id: str, key: OperatorOrResearcher, store: StoreDep) -> CohortOut:
+    """State, progress, and the files once it is completed."""
+    return _out(store, _visible(store, key, cohort_id))
+
+
+@router.delete("/{cohort_id}", summary="Cancel a cohort", responses=responses(404, 409))
+def cancel_cohort(cohort_id: str, key: OperatorOrResearcher, store: StoreDep) -> CohortOut:
+    """Cancel a cohort that is queued or running."""
+    _visible(store, key, cohort_id)
+    return _out(store, cohorts.cancel_cohort(store, cohort_id))
+
+
+@router.get(
+    "/{cohort_id}/files/{name}",
+    summary="Download a file",
+    response_class=Response,
+    responses={
+        200: {"description": "The file; ranges are served.", "content": {"application/octet-stream": {}}},
+        304: {"description": "You have it already."},
+        **responses(404, 409),
+    },
+)
+def get_file(
+    cohort_id: str, name: str, key: OperatorOrResearcher, store: StoreDep, request: Request
+) -> Response:
+    """A file of a completed cohort; `ETag` and `Repr-Digest` carry its SHA-256."""
+    cohort = _visible(store, key, cohort_id)
+    if key.owner != cohort.owner:
+        raise ProblemError(403, "forbidden", "a cohort's files are for the one who asked for it")
+    if cohort.state != "completed":
+        raise ProblemError(409, "conflict", f"cohort {cohort.id} is {cohort.state}; it has no files")
+    file = next((one for one in cohort.files if one.name == name), None)
+    if file is None:
+        raise NotFoundError("file", name, [one.name for one in cohort.files])
+    headers = {
+        "ETag": f'"{file.sha256}"',
+        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(file.sha256)).decode()}:",
+        "Cache-Control": "private, no-cache",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if _has_already(request.headers.get("if-none-match"), headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    if name == CERTIFICATE_FILE and cohort.certificate is not None:
+        return Response(certificate_bytes(cohort.certificate), media_type=file.media_type, headers=headers)
+    path = store.cohorts / cohort.id / file.name
+    if not path.is_file():
+        raise NotFoundError("file", name, [])
+    return FileResponse(
+        path,
+        media_type=file.media_type,
+        filename=f"{cohort.id}-{file.name}",
+        headers=headers,
+    )
+
+
+def _visible(store: Store, key: ApiKey, cohort_id: str) -> Cohort:
+    """The cohort, if this key may know of it: another researcher's does not exist for it."""
+    cohort = cohorts.get_cohort(store, cohort_id)
+    if key.role != "operator" and cohort.owner != key.owner:
+        raise NotFoundError("cohort", cohort_id)
+    return cohort
+
+
+def _has_already(condition: str | None, etag: str) -> bool:
+    if condition is None:
+        return False
+    tags = [tag.strip().removeprefix("W/") for tag in condition.split(",")]
+    return "*" in tags or etag in tags
+
+
+def _out(store: Store, cohort: Cohort) -> CohortOut:
+    eta = None
+    if cohort.state == "running" and cohort.patients_done and cohort.started_at is not None:
+        elapsed = (store.clock() - cohort.started_at).total_seconds()
+        left = cohort.request.num_patients - cohort.patients_done
+        eta = round(max(0.0, elapsed) * left / cohort.patients_done, 1)
+    return CohortOut(
+        id=cohort.id,
+        owner=cohort.owner,
+        state=cohort.state,
+        release=cohort.request.release,
+        num_patients=cohort.request.num_patients,
+        seed=cohort.request.seed or 0,
+        conditions=json.loads(json.dumps(list(cohort.request.conditions))),
+        formats=list(cohort.request.formats),
+        percent=round(cohort.percent, 1),
+        patients_done=cohort.patients_done,
+        eta_seconds=eta,
+        reason=cohort.reason,
+        files=[
+            FileOut(
+                name=one.name,
+                num_bytes=one.num_bytes,
+                sha256=one.sha256,
+                media_type=one.media_type,
+                url=f"/v1/cohorts/{cohort.id}/files/{one.name}",
+            )
+            for one in cohort.files
+        ]
+        if cohort.state == "completed"
+        else [],
+        ledger_index=cohort.entry,
+        created_at=cohort.created_at,
+        started_at=cohort.started_at,
+        ended_at=cohort.ended_at,
+    )

@@ -1,0 +1,63 @@
+"""What a request may be at most, decided before anything of it is parsed: a plain ASGI middleware."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api.problems import ProblemError, problem_response
+
+MEBIBYTE = 2**20
+BODY_LIMIT = MEBIBYTE
+STUDY_BODY_LIMIT = 4 * MEBIBYTE
+_ENCODED_NUL = re.compile(rb"%00")
+
+
+class RequestLimits:
+    """Refuses bodies beyond the limit, compressed bodies, and addresses that hold a NUL or are not UTF-8."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = STUDY_BODY_LIMIT if scope["path"].rstrip("/") == "/v1/studies" else BODY_LIMIT
+        refusal = _refuse_head(scope, limit)
+        if refusal is not None:
+            await problem_response(refusal)(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                if seen > limit:
+                    raise HTTPException(413, _too_large(limit).detail)
+            return message
+
+        await self._app(scope, counted, send)
+
+
+def _refuse_head(scope: Scope, limit: int) -> ProblemError | None:
+    headers = dict(scope["headers"])
+    if "\x00" in scope["path"] or _ENCODED_NUL.search(scope.get("query_string", b"")):
+        return ProblemError(400, "bad-request", "the address holds a NUL character")
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        return ProblemError(415, "unsupported-media-type", "send the body uncompressed")
+    length = headers.get(b"content-length", b"0")
+    if not length.isdigit():
+        return ProblemError(400, "bad-request", "Content-Length is not a number")
+    return _too_large(limit) if len(length) > 12 or int(length) > limit else None
+
+
+def _too_large(limit: int) -> ProblemError:
+    return ProblemError(
+        413, "too-large", f"the body is larger than {limit:,} bytes, the most that this address takes"
+    )

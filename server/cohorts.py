@@ -1,0 +1,384 @@
+"""Cohorts: requests for synthetic patients, and the queue that worker processes take them from.
+
+A worker claims a job for a while and renews the claim as it goes; if it dies the claim runs out and another
+worker takes the job up from the start: the same seed gives the same bytes, so nothing is lost or doubled. Only
+the holder of the claim can finish a job.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.orm import Session
+
+from models.conditions import ConditionError, parse_conditions
+from privacy.canonical import CanonicalError, digest
+from privacy.ledger import CohortDrawn
+from server import ledger_store
+from server.errors import ConflictError, InvalidError, NotFoundError
+from server.releases import get_release
+from server.store import Store
+from server.studies import get_study
+from server.tables import CohortRow, CohortState
+
+MAX_PATIENTS = 10_000_000
+MAX_SEED = 2**53 - 1
+MAX_CONDITIONS = 100
+MAX_ATTEMPTS = 3
+CLAIM_TIME = dt.timedelta(seconds=60)
+Format = Literal["csv", "parquet"]
+FORMATS: tuple[Format, ...] = ("csv", "parquet")
+OPEN_STATES = ("queued", "running")
+
+
+class ClaimLostError(Exception):
+    """The job was cancelled, or another worker has it: stop and write nothing more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortRequest:
+    """What a researcher asks for.
+
+    Attributes:
+        release: digest.
+        num_patients: 1 to 10 million.
+        seed: the same release, seed, number and conditions give the same bytes; None: one is drawn.
+        conditions: all must hold; texts or objects as `models.conditions` reads them.
+        formats: at least one of `FORMATS`.
+    """
+
+    release: str
+    num_patients: int
+    seed: int | None = None
+    conditions: tuple[str | Mapping[str, Any], ...] = ()
+    formats: tuple[Format, ...] = FORMATS
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_patients <= MAX_PATIENTS:
+            raise InvalidError(
+                "num_patients",
+                f"num_patients is {self.num_patients}; it must lie between 1 and {MAX_PATIENTS:,}",
+            )
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
+            raise InvalidError("seed", f"seed is {self.seed}; it must lie between 0 and {MAX_SEED}")
+        if not self.formats or not set(self.formats) <= set(FORMATS):
+            raise InvalidError(
+                "formats", f"formats is {list(self.formats)}; name at least one of {list(FORMATS)}"
+            )
+        if len(self.conditions) > MAX_CONDITIONS:
+            raise InvalidError(
+                "conditions",
+                f"there are {len(self.conditions)} conditions; at most {MAX_CONDITIONS} are taken",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data."""
+        return {
+            "release": self.release,
+            "num_patients": self.num_patients,
+            "seed": self.seed,
+            "conditions": list(self.conditions),
+            "formats": sorted(set(self.formats)),
+        }
+
+    @property
+    def conditions_digest(self) -> str:
+        """What the ledger says of the conditions."""
+        return digest(list(self.conditions))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortFile:
+    """A file of a finished cohort."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+    media_type: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """A cohort as it stands. `request.seed` is always there: one was drawn if none was asked for."""
+
+    id: str
+    owner: str
+    request: CohortRequest
+    state: CohortState
+    patients_done: int
+    cancel_requested: bool
+    reason: str
+    files: tuple[CohortFile, ...]
+    certificate: Mapping[str, Any] | None
+    entry: int | None
+    attempts: int
+    created_at: dt.datetime
+    started_at: dt.datetime | None
+    ended_at: dt.datetime | None
+
+    @property
+    def percent(self) -> float:
+        """0 to 100; 100 only when everything is written."""
+        if self.state == "completed":
+            return 100.0
+        return min(99.0, 100.0 * self.patients_done / self.request.num_patients)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A job in a worker's hands."""
+
+    cohort: Cohort
+    token: str
+
+
+def create_cohort(
+    store: Store, request: CohortRequest, *, owner: str, idempotency_key: str | None = None
+) -> Cohort:
+    """Queue a cohort; the same idempotency key of the same owner gives back the first one.
+
+    Raises:
+        NotFoundError: no such release.
+        ConflictError: the release is not published.
+        InvalidError: a condition that cannot be read, or the idempotency key stands for another request.
+    """
+    release = get_release(store, request.release)
+    if release.state != "published":
+        raise ConflictError(
+            f"release {release.digest} is {release.state}; cohorts are drawn from published ones"
+        )
+    asked = request.to_dict()
+    try:
+        parse_conditions(request.conditions, get_study(store, release.study).study.table)
+        digest(asked)
+    except (ConditionError, CanonicalError) as error:
+        raise InvalidError("conditions", str(error)) from error
+    with store.database.write() as session:
+        if idempotency_key is not None:
+            store.database.lock(session, "cohorts")
+            query = select(CohortRow).where(
+                CohortRow.owner == owner, CohortRow.idempotency_key == idempotency_key
+            )
+            known = session.scalars(query).first()
+            if known is not None:
+                if known.request["asked"] != asked:
+                    raise InvalidError(
+                        "Idempotency-Key",
+                        f"this Idempotency-Key stands for another request, cohort {known.id}",
+                    )
+                return _cohort(known)
+        row = CohortRow(
+            id=f"cohort-{secrets.token_hex(6)}",
+            owner=owner,
+            idempotency_key=idempotency_key,
+            release=release.digest,
+            request={
+                "asked": asked,
+                "seed": secrets.randbelow(MAX_SEED) if request.seed is None else request.seed,
+            },
+            num_patients=request.num_patients,
+            state="queued",
+            files=[],
+            created_at=store.clock(),
+        )
+        session.add(row)
+        session.flush()
+        return _cohort(row)
+
+
+def get_cohort(store: Store, cohort_id: str) -> Cohort:
+    """The cohort of that id.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    with store.database.read() as session:
+        return _cohort(_row(session, cohort_id))
+
+
+def list_cohorts(
+    store: Store, *, owner: str | None, limit: int = 50, before: tuple[dt.datetime, str] | None = None
+) -> list[Cohort]:
+    """Cohorts of one owner (None: of all), newest first; `before` is (created_at, id) of the last one seen."""
+    query = select(CohortRow).order_by(CohortRow.created_at.desc(), CohortRow.id.desc()).limit(limit)
+    if owner is not None:
+        query = query.where(CohortRow.owner == owner)
+    if before is not None:
+        at, last = before
+        query = query.where(
+            (CohortRow.created_at < at) | ((CohortRow.created_at == at) & (CohortRow.id < last))
+        )
+    with store.database.read() as session:
+        return [_cohort(row) for row in session.scalars(query)]
+
+
+def cancel_cohort(store: Store, cohort_id: str) -> Cohort:
+    """Cancel a cohort that is not finished; a running one ends at its next step. Again is harmless.
+
+    Raises:
+        NotFoundError: there is none.
+        ConflictError: it is finished.
+    """
+    with store.database.write() as session:
+        row = _row(session, cohort_id, lock=True)
+        if row.state == "cancelled":
+            return _cohort(row)
+        if row.state not in OPEN_STATES:
+            raise ConflictError(
+                f"cohort {cohort_id!r} is {row.state}; only a queued or running one can be cancelled"
+            )
+        row.cancel_requested = True
+        _end(store, row, "cancelled", "cancelled on request")
+        return _cohort(row)
+
+
+def has_work(store: Store) -> bool:
+    """Whether there may be a job to take; only reads."""
+    with store.database.read() as session:
+        return session.scalars(select(CohortRow.id).where(_unclaimed(store)).limit(1)).first() is not None
+
+
+def claim_next(store: Store) -> Claim | None:
+    """Take the oldest job that nobody works on: queued, or running under a claim that ran out."""
+    now = store.clock()
+    with store.database.write() as session:
+        query = (
+            select(CohortRow)
+            .where(_unclaimed(store))
+            .order_by(CohortRow.created_at, CohortRow.id)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        row = session.scalars(query).first()
+        if row is None:
+            return None
+        if row.attempts >= MAX_ATTEMPTS:
+            _end(store, row, "failed", f"{row.attempts} workers died of it; tell the operator")
+            return None
+        row.state, row.started_at = "running", now
+        row.claim, row.claimed_until = secrets.token_hex(16), now + CLAIM_TIME
+        row.attempts += 1
+        row.patients_done = 0
+        return Claim(cohort=_cohort(row), token=row.claim)
+
+
+def report_patients(store: Store, claim: Claim, done: int) -> None:
+    """Say how many patients are written, and renew the claim.
+
+    Raises:
+        ClaimLostError: the job was cancelled or another worker has it.
+    """
+    with store.database.write() as session:
+        row = _claimed(session, claim)
+        row.patients_done, row.claimed_until = done, store.clock() + CLAIM_TIME
+
+
+def release_claim(store: Store, claim: Claim) -> None:
+    """Put a job back, as a worker does that is asked to end; it does not count as an attempt."""
+    with store.database.write() as session:
+        row = session.get(CohortRow, claim.cohort.id, with_for_update=True)
+        if row is not None and row.state == "running" and row.claim == claim.token:
+            row.state, row.claim, row.claimed_until = "queued", None, None
+            row.attempts -= 1
+
+
+def fail_cohort(store: Store, claim: Claim, reason: str) -> None:
+    """End a job as failed, with a reason for the researcher.
+
+    Raises:
+        ClaimLostError: the job was cancelled or another worker has it.
+    """
+    with store.database.write() as session:
+        _end(store, _claimed(session, claim), "failed", reason)
+
+
+def log_cohort(
+    store: Store, session: Session, claim: Claim, files: Sequence[CohortFile], digests: Mapping[str, str]
+) -> tuple[CohortRow, int]:
+    """Write a cohort's ledger entry inside the caller's transaction.
+
+    Args:
+        digests: by file name, as the entry names them.
+
+    Returns:
+        (the job's row, the entry's index).
+
+    Raises:
+        ClaimLostError: the job was cancelled or another worker has it.
+    """
+    row = _claimed(session, claim)
+    entry = CohortDrawn(
+        cohort=row.id,
+        release_digest=row.release,
+        rows=row.num_patients,
+        conditions_digest=claim.cohort.request.conditions_digest,
+        files=dict(digests),
+    )
+    row.entry, _ = ledger_store.append(store, session, [entry])
+    row.files = [
+        {"name": one.name, "num_bytes": one.num_bytes, "sha256": one.sha256, "media_type": one.media_type}
+        for one in files
+    ]
+    return row, row.entry
+
+
+def complete_in(store: Store, row: CohortRow, certificate: Mapping[str, Any]) -> None:
+    """End a job as completed, inside the caller's transaction."""
+    row.certificate, row.patients_done = dict(certificate), row.num_patients
+    _end(store, row, "completed", "")
+
+
+def _unclaimed(store: Store) -> ColumnElement[bool]:
+    return (CohortRow.state == "queued") | (
+        (CohortRow.state == "running") & (CohortRow.claimed_until < store.clock())
+    )
+
+
+def _claimed(session: Session, claim: Claim) -> CohortRow:
+    row = _row(session, claim.cohort.id, lock=True)
+    if row.state != "running" or row.claim != claim.token:
+        raise ClaimLostError(f"cohort {row.id!r} is {row.state}, or another worker has it")
+    return row
+
+
+def _end(store: Store, row: CohortRow, state: CohortState, reason: str) -> None:
+    row.state, row.reason, row.ended_at = state, reason, store.clock()
+    row.claim = row.claimed_until = None
+
+
+def _row(session: Session, cohort_id: str, *, lock: bool = False) -> CohortRow:
+    row = session.get(CohortRow, cohort_id, with_for_update=lock or None)
+    if row is None:
+        raise NotFoundError("cohort", cohort_id)
+    return row
+
+
+def _cohort(row: CohortRow) -> Cohort:
+    asked = row.request["asked"]
+    return Cohort(
+        id=row.id,
+        owner=row.owner,
+        request=CohortRequest(
+            release=row.release,
+            num_patients=row.num_patients,
+            seed=row.request["seed"],
+            conditions=tuple(asked["conditions"]),
+            formats=tuple(asked["formats"]),
+        ),
+        state=row.state,
+        patients_done=row.patients_done,
+        cancel_requested=row.cancel_requested,
+        reason=row.reason,
+        files=tuple(CohortFile(**one) for one in row.files),
+        certificate=row.certificate,
+        entry=row.entry,
+        attempts=row.attempts,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+    )

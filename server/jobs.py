@@ -1,0 +1,162 @@
+"""The worker that makes cohorts: `python -m server.jobs --home FOLDER`, as many as the machine has room for.
+
+A worker may be killed at any point: its claim runs out and another takes the job up. The files are complete and
+synced before the one transaction that logs the cohort, proves it and ends the job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from models.conditions import ConditionError
+from models.generator import GeneratorError, MixtureGenerator
+from models.sampling import CohortSampler, RareConditionError
+from models.weights import decode_arrays
+from privacy.canonical import digest
+from privacy.cli.supervisor import WORKER_READY
+from server import cohorts, ledger_store, provenance
+from server.cohorts import Claim, ClaimLostError, CohortFile
+from server.exports import CohortWriter
+from server.releases import get_release
+from server.store import Store, write_durably
+from server.studies import get_study
+
+IDLE_SECONDS = 0.3
+
+log = logging.getLogger("fedtwin.jobs")
+
+
+def make_next(store: Store) -> bool:
+    """Take one job and end it; False if there was none.
+
+    Raises:
+        KeyboardInterrupt: the worker was asked to end; the job was put back.
+    """
+    claim = cohorts.claim_next(store)
+    if claim is None:
+        return False
+    cohort = claim.cohort
+    log.info("cohort %s: %s patients, attempt %s", cohort.id, cohort.request.num_patients, cohort.attempts)
+    try:
+        make_cohort(store, claim)
+    except ClaimLostError as error:
+        log.info("%s", error)
+        if cohorts.get_cohort(store, cohort.id).state == "cancelled":
+            shutil.rmtree(store.cohorts / cohort.id, ignore_errors=True)
+    except KeyboardInterrupt:
+        cohorts.release_claim(store, claim)
+        raise
+    except (ConditionError, RareConditionError) as error:
+        _fail(store, claim, str(error))
+    except Exception:
+        log.exception("cohort %s failed", cohort.id)
+        _fail(
+            store, claim, "the coordinator could not make it; its operator finds the reason in logs/jobs.log"
+        )
+    return True
+
+
+def make_cohort(store: Store, claim: Claim) -> None:
+    """Sample, write, log and certify one cohort.
+
+    Privacy: post-processing of a release; costs nothing and touches no site.
+
+    Raises:
+        ClaimLostError: it was cancelled or another worker has it.
+        RareConditionError: too few patients of the release satisfy the conditions.
+    """
+    cohort, request = claim.cohort, claim.cohort.request
+    release = get_release(store, request.release)
+    study = get_study(store, release.study).study
+    arrays = decode_arrays(store.load(release.weights_digest))
+    try:
+        generator = MixtureGenerator.from_arrays(arrays, study.table.cardinalities)
+    except GeneratorError as error:
+        raise RuntimeError(f"release {release.digest} holds no generator of its study: {error}") from error
+    sampler = CohortSampler(generator, study.table, request.conditions)
+    folder = store.cohorts / cohort.id
+    with CohortWriter(folder, request.formats, release=release.digest, token=claim.token) as writer:
+        done = 0
+        for chunk in sampler.chunks(request.num_patients, seed=request.seed or 0):
+            writer.write(chunk)
+            done += len(chunk)
+            cohorts.report_patients(store, claim, done)
+        files = writer.finish()
+    digests = {file.name: f"sha256:{file.sha256}" for file in files}
+    statement = provenance.make_statement(
+        store, cohort, release=release, study=study, report=sampler.report, files=digests
+    )
+    logged = {**digests, provenance.STATEMENT_NAME: digest(statement)}
+    with store.database.write() as session:
+        row, index = cohorts.log_cohort(store, session, claim, files, logged)
+        proof, note = ledger_store.proof_of_newest(session, index)
+        entry = ledger_store.entry_bytes(session, index)
+        certificate = provenance.make_certificate(statement, index=index, entry=entry, proof=proof, note=note)
+        data = provenance.certificate_bytes(certificate)
+        row.files = [*row.files, _describe(data)]
+        cohorts.complete_in(store, row, certificate)
+    write_durably(folder / provenance.CERTIFICATE_FILE, data)
+
+
+def work(store: Store, stopped: threading.Event) -> None:
+    """Take jobs until `stopped`."""
+    while not stopped.is_set():
+        if not cohorts.has_work(store) or not make_next(store):
+            stopped.wait(IDLE_SECONDS)
+
+
+def main() -> None:
+    """Serve the home in `--home` or FEDTWIN_HOME until SIGTERM or Ctrl-C."""
+    from privacy.cli.rooms import check_rooms
+    from server.home import CoordinatorHome
+
+    parser = argparse.ArgumentParser(prog="python -m server.jobs", description="Makes cohorts.")
+    parser.add_argument("--home", default=os.environ.get("FEDTWIN_HOME"), help="the coordinator's folder")
+    home = parser.parse_args().home
+    if home is None:
+        parser.error("give --home, or set FEDTWIN_HOME")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    check_rooms()
+    store = Store.open(CoordinatorHome.open(Path(home)))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    log.info(WORKER_READY)
+    try:
+        work(store, threading.Event())
+    except KeyboardInterrupt:
+        sys.exit(0)
+    finally:
+        store.close()
+
+
+def _fail(store: Store, claim: Claim, reason: str) -> None:
+    try:
+        cohorts.fail_cohort(store, claim, reason)
+    except ClaimLostError as error:
+        log.info("%s", error)
+
+
+def _describe(certificate: bytes) -> dict[str, object]:
+    file = CohortFile(
+        name=provenance.CERTIFICATE_FILE,
+        num_bytes=len(certificate),
+        sha256=hashlib.sha256(certificate).hexdigest(),
+        media_type="application/json",
+    )
+    return {
+        "name": file.name,
+        "num_bytes": file.num_bytes,
+        "sha256": file.sha256,
+        "media_type": file.media_type,
+    }
+
+
+if __name__ == "__main__":
+    main()
