@@ -11,7 +11,7 @@ from server.home import CoordinatorHome
 
 
 def coordinator_processes(home: CoordinatorHome) -> list[ProcessSpec]:
-    """SuperLink, the worker that runs the round loop, and the API."""
+    """SuperLink, the worker that runs the round loop, the API, and the worker that makes cohorts."""
     environment = {
         "FEDTWIN_HOME": str(home.path),
         "FLWR_HOME": str(home.path / "flower"),
@@ -42,6 +42,12 @@ def coordinator_processes(home: CoordinatorHome) -> list[ProcessSpec]:
             ),
             environment=environment,
             ready_address=(home.api_host, home.api_port),
+        ),
+        ProcessSpec(
+            name="jobs",
+            command=(sys.executable, "-m", "server.jobs"),
+            environment=environment,
+            ready_line=WORKER_READY,
         ),
     ]
 

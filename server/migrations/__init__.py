@@ -8,7 +8,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 
 def migrate(engine: Engine) -> str:
@@ -26,6 +26,8 @@ def migrate(engine: Engine) -> str:
         raise RuntimeError("this installation of fedtwin carries no migrations; install it again")
     writer = engine.execution_options(fedtwin_write=True)
     with writer.begin() as connection:
+        if connection.dialect.name == "postgresql":  # processes that start together take turns
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('fedtwin/migrate'))"))
         if MigrationContext.configure(connection).get_current_revision() != head:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
