@@ -7,7 +7,7 @@ exception is the report: it reads the hospitals' files, which only a demo has in
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,8 @@ class Demo:
             study = self._define(line, url, keys["operator"], operator)
         run, release, sites = self._train(operator, url, keys["operator"], study)
         with phase("Release") as line:
-            self._publish(line, operator, release)
+            fedtwin("study", "publish", release, environment=_login(url, keys["operator"]))
+            line.say(f"{release[:19]}..., published by the operator")
         with phase("Cohort") as line:
             files = self._request_cohort(line, researcher, release, COHORT_PATIENTS, self.folder / "cohort")
         with phase("Audit") as line:
@@ -117,11 +118,11 @@ class Demo:
                 phases=self._display.times,
                 verdict=verdict,
                 audit_command=command,
-                cohort=pd.read_csv(files[0]),
+                cohort=_read(files),
                 cohort_files=[file.name for file in files],
             )
             page = self.folder / "report.html"
-            page.write_text(render_report(facts, real=patients, compared=pd.read_csv(compared[0])))
+            page.write_text(render_report(facts, real=patients, compared=_read(compared)))
             line.say(f"{page.name}, {page.stat().st_size / 1000:.0f} kB")
         return DemoResult(
             url=url,
@@ -179,8 +180,7 @@ class Demo:
     def _train(
         self, operator: Api, url: str, key: str, study: Study
     ) -> tuple[str, str, tuple[SitePrivacy, ...]]:
-        fedtwin("study", "run", study.name, environment=_login(url, key))
-        run = operator.get("/v1/runs")["items"][0]["id"]
+        run = fedtwin("study", "run", study.name, environment=_login(url, key)).strip()
         seen: dict[str, Any] = {}
 
         def ask() -> dict[str, Any]:
@@ -214,10 +214,6 @@ class Demo:
         )
         return run, str(seen["release"]), sites
 
-    def _publish(self, line: PhaseLine, operator: Api, release: str) -> None:
-        operator.post(f"/v1/releases/{release}/publish", {})
-        line.say(f"{release[:19]}... published by the operator")
-
     def _request_cohort(
         self, line: PhaseLine, researcher: Api, release: str, num_patients: int, folder: Path
     ) -> tuple[Path, ...]:
@@ -225,20 +221,24 @@ class Demo:
         place = accepted.headers["Location"]
         done = poll(
             lambda: researcher.get(place),
-            until=lambda cohort: cohort["state"] in {"completed", "failed"},
+            until=lambda cohort: cohort["state"] not in {"queued", "running"},
             alive=self.processes.check,
             what=f"a cohort of {num_patients}",
             timeout_seconds=COHORT_SECONDS,
         )
-        if done["state"] == "failed":
-            raise SurfaceError(f"cohort {place} failed: {done['reason']}")
+        if done["state"] != "completed":
+            raise SurfaceError(f"cohort {place} is {done['state']}: {done['reason']}")
         folder.mkdir(exist_ok=True)
         files = tuple(
-            researcher.download(f"{place}/files/{file['name']}", folder / file["name"])
-            for file in done["files"]
+            researcher.download(file["url"], folder / Path(file["name"]).name) for file in done["files"]
         )
         line.say(f"{num_patients:,} patients: {', '.join(file.name for file in files)}")
         return files
+
+
+def _read(files: Sequence[Path]) -> pd.DataFrame:
+    """The CSV file among a cohort's files."""
+    return pd.read_csv(next(file for file in files if file.suffix == ".csv"))
 
 
 def _login(url: str, key: str) -> dict[str, str]:
