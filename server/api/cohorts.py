@@ -62,7 +62,7 @@ class FileOut(BaseModel):
 
     name: str = Field(examples=["cohort.csv"])
     num_bytes: int
-    sha256: str
+    digest: str = Field(examples=["sha256:" + "4f" * 32])
     media_type: str
     url: str = Field(examples=["/v1/cohorts/cohort-3f2a9c01d4e5/files/cohort.csv"])
 
@@ -231,7 +231,7 @@ def _out(store: Store, cohort: Cohort) -> CohortOut:
             FileOut(
                 name=one.name,
                 num_bytes=one.num_bytes,
-                sha256=one.sha256,
+                digest=f"sha256:{one.sha256}",
                 media_type=one.media_type,
                 url=f"/v1/cohorts/{cohort.id}/files/{one.name}",
             )

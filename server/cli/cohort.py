@@ -46,7 +46,7 @@ def request(
     api = ApiClient(url, key)
     wanted: dict[str, Any] = {"release": release, "num_patients": num_patients}
     if where:
-        wanted["where"] = where
+        wanted["conditions"] = [where]
     if seed is not None:
         wanted["seed"] = seed
     if formats:
