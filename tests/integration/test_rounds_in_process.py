@@ -1,0 +1,262 @@
+"""Whole runs through the product's code in one process: what a site, a coordinator and a crash may do to a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from in_process import InProcessLab
+
+from client.guard import Guard
+from client.policy import load_policy
+from models.exchange import RoundReply, RoundRequest
+from models.study import Study
+from server import ledger_store, round_records, runs, studies
+from server.federation import SiteFailure
+from server.rounds import RoundFailedError, run_rounds
+
+STUDY = """
+name = "small"
+[privacy]
+epsilon = 4.0
+delta = 1e-5
+[measure]
+budget_share = 0.6
+[warm_start]
+components = 20
+steps = 30
+[refine]
+rounds = 2
+generator_steps = 2
+discriminator_steps = 2
+nominal_batch_size = 16
+num_fakes = 16
+hidden_width = 16
+[federation]
+quorum = 2
+round_deadline_seconds = 3.0
+max_update_norm = 100.0
+[table]
+label = "ill"
+[[table.columns]]
+name = "age"
+kind = "integer"
+minimum = 0
+maximum = 99
+bins = 5
+[[table.columns]]
+name = "sex"
+kind = "categorical"
+categories = ["f", "m"]
+[[table.columns]]
+name = "ill"
+kind = "boolean"
+"""
+
+
+def _patients(seed: int, n: int = 400) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    age = rng.integers(0, 100, n)
+    return pd.DataFrame({"age": age, "sex": rng.choice(["f", "m"], n), "ill": age > 60})
+
+
+@pytest.fixture
+def study() -> Study:
+    return Study.from_toml(STUDY)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    made = InProcessLab(tmp_path, {name: _patients(i) for i, name in enumerate(["ash", "birch", "cedar"])})
+    yield made
+    made.store.close()
+
+
+class Tampering:
+    """A federation in which one site's replies are changed on the way."""
+
+    def __init__(
+        self, inner, site: str, change: Callable[[RoundRequest, RoundReply], RoundReply | SiteFailure]
+    ):
+        self._inner, self._site, self._change = inner, site, change
+
+    def exchange(
+        self, requests: Mapping[str, RoundRequest], *, deadline_seconds: float
+    ) -> Mapping[str, RoundReply | SiteFailure]:
+        replies = dict(self._inner.exchange(requests, deadline_seconds=deadline_seconds))
+        request = requests.get(self._site)
+        if request is not None and request.kind in {"measure", "refine"}:
+            replies[self._site] = self._change(request, replies[self._site])
+        return replies
+
+
+def _start(lab, study: Study) -> str:
+    studies.register_study(lab.store, study, created_by="operator")
+    return runs.create_run(lab.store, study.name, started_by="operator").id
+
+
+def _debits(lab, site: str) -> list[tuple[str, int]]:
+    home = lab.sites[site]
+    guard = Guard(home.record_file, load_policy(home.policy_file))
+    return [(e.body["run"], e.body["round"]) for e in guard.history() if e.kind == "debit"]
+
+
+def _with(change) -> Callable[[RoundRequest, RoundReply], RoundReply]:
+    def tamper(_request, reply):
+        return replace(reply, arrays={name: change(array) for name, array in reply.arrays.items()})
+
+    return tamper
+
+
+TAMPERINGS = {
+    "not-a-number": (_with(lambda a: torch.full_like(a, float("nan"))), "update digest"),
+    "scaled": (_with(lambda a: a * 1e6), "update digest"),
+    "wrong-shape": (_with(lambda a: a[:1]), "update digest"),
+    "no-receipt": (lambda _q, r: replace(r, receipt=None), "no receipt"),
+    "stale-nonce": (lambda _q, r: replace(r, nonce="old"), "nonce"),
+    "other-site": (lambda _q, r: replace(r, site="birch"), "site"),
+    "other-round": (lambda _q, r: replace(r, round=7), "round"),
+    "silent": (lambda _q, _r: SiteFailure(code="timeout", reason="no reply within 3 s"), "no reply"),
+}
+
+
+def test_a_whole_run_ends_in_a_release_within_every_cap(lab, study):
+    run = _start(lab, study)
+    release = run_rounds(lab.federation, lab.store, run)
+    assert release is not None
+    assert release.state == "candidate"
+    assert runs.get_run(lab.store, run).state == "completed"
+    assert [one.round for one in round_records.list_rounds(lab.store, run)] == [1, 2, 3]
+    for spend in runs.run_spends(lab.store, run):
+        assert 0 < float(spend.spent_epsilon) <= study.privacy.epsilon
+    for site in lab.sites:
+        assert _debits(lab, site) == [(run, 1), (run, 2), (run, 3)]
+
+
+def test_every_site_has_countersigned_the_last_checkpoint(lab, study):
+    run_rounds(lab.federation, lab.store, _start(lab, study))
+    newest = ledger_store.latest_checkpoint(lab.store)
+    for home in lab.sites.values():
+        assert newest.cosigned_at(home.receipt_key().public) is not None
+
+
+@pytest.mark.parametrize("name", TAMPERINGS)
+def test_a_bad_reply_is_dropped_with_its_reason_and_the_round_goes_on(lab, study, name):
+    change, said = TAMPERINGS[name]
+    run = _start(lab, study)
+    assert run_rounds(Tampering(lab.federation, "ash", change), lab.store, run) is not None
+    for recorded in round_records.list_rounds(lab.store, run):
+        outcomes = {spend.site: spend for spend in recorded.spends}
+        assert outcomes["ash"].outcome in {"rejected", "failed"}
+        assert said in outcomes["ash"].reason
+        assert {outcomes["birch"].outcome, outcomes["cedar"].outcome} == {"accepted"}
+
+
+def test_below_quorum_the_run_fails_in_words_and_resumes_without_a_second_debit(lab, study):
+    def silent(_request, _reply):
+        return SiteFailure(code="unavailable", reason="the site is not connected")
+
+    study = study.model_copy(
+        update={
+            "federation": study.federation.model_copy(update={"quorum": 3, "round_deadline_seconds": 0.5})
+        }
+    )
+    run = _start(lab, study)
+    with pytest.raises(RoundFailedError, match=r"2 of at least 3 sites.*ash: the site is not connected"):
+        run_rounds(Tampering(lab.federation, "ash", silent), lab.store, run)
+    failed = runs.get_run(lab.store, run)
+    assert failed.state == "failed"
+    assert "ash" in failed.reason
+    runs.resume_run(lab.store, run)
+    assert run_rounds(lab.federation, lab.store, run) is not None
+    for site in lab.sites:
+        assert _debits(lab, site) == [(run, 1), (run, 2), (run, 3)]
+
+
+def test_a_coordinator_that_dies_in_any_round_goes_on_with_the_same_replies(lab, study):
+    class Dying:
+        def __init__(self, inner, at: int):
+            self.inner, self.at, self.seen = inner, at, {}
+
+        def exchange(self, requests, *, deadline_seconds):
+            replies = self.inner.exchange(requests, deadline_seconds=deadline_seconds)
+            request = next(iter(requests.values()))
+            self.seen[request.kind, request.round] = {s: r.update_digest for s, r in replies.items()}
+            if request.kind in {"measure", "refine"} and request.round == self.at:
+                raise KeyboardInterrupt
+            return replies
+
+    run, kept = _start(lab, study), {}
+    for at in (1, 2, 3):
+        dying = Dying(lab.federation, at)
+        with pytest.raises(KeyboardInterrupt):
+            run_rounds(dying, lab.store, run)
+        for key, digests in dying.seen.items():
+            if key[0] != "quote":
+                assert kept.setdefault(key, digests) == digests
+    assert run_rounds(lab.federation, lab.store, run) is not None
+    for site in lab.sites:
+        assert _debits(lab, site) == [(run, 1), (run, 2), (run, 3)]
+
+
+def test_a_second_run_of_a_study_is_refused_for_its_budget(lab, study):
+    run_rounds(lab.federation, lab.store, _start(lab, study))
+    again = runs.create_run(lab.store, study.name, started_by="operator").id
+    with pytest.raises(RoundFailedError, match=r"0 of at least 2 sites were ready.*the cap is 4"):
+        run_rounds(lab.federation, lab.store, again)
+    for site in lab.sites:
+        assert all(run != again for run, _ in _debits(lab, site))
+
+
+def test_a_table_that_does_not_fit_is_told_to_the_staff_and_to_nobody_else(lab, study):
+    home = lab.sites["ash"]
+    table = pd.read_parquet(home.data.path)
+    table.loc[3, "sex"] = "zz-unknown"
+    table.to_parquet(home.data.path)
+    run = _start(lab, study)
+    assert run_rounds(lab.federation, lab.store, run) is not None
+    told = home.notices.read_text()
+    assert "row 5" in told
+    assert "'sex'" in told
+    said = "\n".join(message.text for message in runs.run_messages(lab.store, run))
+    assert "ash: the site is not ready" in said
+    assert "zz-unknown" not in said
+    assert "row 5" not in said
+    assert _debits(lab, "ash") == []
+
+
+def test_too_few_patients_read_like_any_other_unreadiness(lab, study):
+    home = lab.sites["ash"]
+    pd.read_parquet(home.data.path).head(5).to_parquet(home.data.path)
+    run = _start(lab, study)
+    run_rounds(lab.federation, lab.store, run)
+    said = "\n".join(message.text for message in runs.run_messages(lab.store, run))
+    assert "ash: the site is not ready" in said
+    assert "patients" not in said.split("ash:")[1].splitlines()[0]
+
+
+def test_a_site_countersigns_no_second_history(lab, study):
+    from privacy.checkpoint import Checkpoint, sign_checkpoint
+
+    run_rounds(lab.federation, lab.store, _start(lab, study))
+    newest = ledger_store.latest_checkpoint(lab.store).checkpoint
+    forked = sign_checkpoint(
+        Checkpoint(origin=newest.origin, size=newest.size, root=b"\x00" * 32), lab.coordinator.signing_key()
+    )
+    request = RoundRequest(
+        kind="witness",
+        run="run-x",
+        round=1,
+        nonce="n",
+        study=study,
+        checkpoint={"note": forked.decode(), "since": newest.size, "proof": []},
+    )
+    reply = lab.federation.exchange({"ash": request}, deadline_seconds=1)["ash"]
+    assert reply.refusal is not None
+    assert reply.witness is None
+    assert "not the one seen before" in lab.sites["ash"].notices.read_text()
+    assert list(lab.sites["ash"].state.glob("refused-*.checkpoint"))
