@@ -1,31 +1,169 @@
-"""A site's patients as tensors: loaded once per data file, drawn one record per patient."""
+"""A site's patients as tensors: loaded once per state of the data, drawn one record per patient."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rfc8785
 from torch import Tensor
 
-from client.connectors import DataSourceError, read_table
+from client.connectors import DataSourceError, PatientSource, open_source
+from client.encoded_tables import (
+    SPILL_BYTES,
+    CodesWriter,
+    chunks_of_bytes,
+    narrow_dtype,
+    open_codes,
+    remove_stale,
+)
 from client.home import SiteHome
-from models.encoding import encode_table
+from models.encoding import TableEncoder
+from models.faults import FIRST_DATA_ROW, Fault, TableFaultsError
 from models.schema import StudySchema
 from models.table import EncodedTable, one_hot
-from privacy.noise import NoiseSource
+from privacy.noise import NoiseSource, SystemNoise
 
 
-def load_patients(site: SiteHome, schema: StudySchema) -> EncodedTable:
-    """Read the site's data file and encode it.
+def load_patients(
+    site: SiteHome,
+    schema: StudySchema,
+    *,
+    noise: NoiseSource | None = None,
+    occasion: str = "",
+    spill_bytes: int = SPILL_BYTES,
+) -> EncodedTable:
+    """Read the site's data and encode them, in chunks.
+
+    A table of more than `spill_bytes` of codes goes to a private file in the site's `state/tables`, which the
+    next call maps again if neither the data nor the schema nor, for a source that cannot tell whether it
+    changed, the occasion is another. Files of other states are removed.
+
+    Args:
+        site: whose data.
+        schema: what they must fit.
+        noise: chooses the records of a patient who has too many, where the study says `sample`.
+        occasion: for a database, what it is read once for, such as a run's identifier.
+        spill_bytes: see above.
 
     Raises:
-        DataSourceError: the file cannot be read, or the site names a patient column that the study ignores.
-        TableFaultsError: the table does not fit the schema; lists row and column of each fault.
+        DataSourceError: the data cannot be read, or the site names a patient column that the study ignores.
+        TableFaultsError: they do not fit the schema; lists row (or patient) and column of each fault.
     """
-    declared = site.data.patient_id
+    _check_patient_column(site, schema)
+    source = open_source(site.data)
+    state = source.stamp() or f"{site.data!r} {occasion}"
+    path = site.state / "tables" / hashlib.sha256(f"{_digest(schema)}\n{state}".encode()).hexdigest()
+    remove_stale(path.parent, keep=path)
+    kept = open_codes(path, len(schema.columns), narrow_dtype(schema)) if source.stamp() or occasion else None
+    if kept is not None:
+        return kept
+    return _encode(source, schema, path, noise or SystemNoise(), spill_bytes)
+
+
+def _encode(
+    source: PatientSource, schema: StudySchema, path: Path, noise: NoiseSource, spill_bytes: int
+) -> EncodedTable:
+    encoder = TableEncoder(schema)
+    names: list[str] = []
+    with CodesWriter(path, schema, spill_bytes=spill_bytes) as writer:
+        try:
+            for frame in source.chunks(schema):
+                if not source.has_lines:
+                    names += list(frame[schema.patient_id]) if schema.patient_id else []
+                writer.add(encoder.encode(frame))
+            order, offsets = encoder.group(lambda n: noise.uniform(n).numpy().astype(np.float64))
+        except TableFaultsError as error:
+            if source.has_lines:
+                raise
+            raise _naming_patients(error, names) from None
+        return writer.finish(order, offsets)
+
+
+def _naming_patients(error: TableFaultsError, names: list[str]) -> TableFaultsError:
+    """The same faults with patients instead of rows that are in no file."""
+    faults = [
+        fault
+        if fault.row is None
+        else Fault(None, fault.column, f"{_whose(fault.row - FIRST_DATA_ROW, names)}: {fault.problem}")
+        for fault in error.faults
+    ]
+    return TableFaultsError(faults, error.num_faults)
+
+
+def _whose(place: int, names: list[str]) -> str:
+    return f"patient {names[place]!r}" if place < len(names) else f"patient number {place + 1} as read"
+
+
+def _check_patient_column(site: SiteHome, schema: StudySchema) -> None:
+    declared = getattr(site.data, "patient_id", None)
     if declared is not None and declared != schema.patient_id:
         raise DataSourceError(
             f"site.toml says that {declared!r} names the patient, the study says {schema.patient_id!r}; with "
             "another column rows of one patient would count as several: ask the study's operator to correct it"
         )
-    return encode_table(read_table(site.data.path, site.data.kind), schema)
+
+
+def _digest(schema: StudySchema) -> str:
+    return hashlib.sha256(rfc8785.dumps(schema.model_dump(mode="json"))).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedPatients:
+    """A site's patients and the keyed digest of the data that they were read from. # Sensitive: do not log."""
+
+    table: EncodedTable
+    fingerprint: str
+
+
+class PatientTables:
+    """The tables of one site, read again only when the data changed or another schema asks.
+
+    Args:
+        site: whose data.
+        noise: see `load_patients`.
+    """
+
+    def __init__(self, site: SiteHome, noise: NoiseSource) -> None:
+        self._site = site
+        self._noise = noise
+        self._known: tuple[tuple[str, str], LoadedPatients] | None = None
+
+    def load(self, schema: StudySchema, *, run: str) -> LoadedPatients:
+        """The patients for a run. A database is read once per run.
+
+        Raises:
+            DataSourceError: see `load_patients`.
+            TableFaultsError: see `load_patients`.
+        """
+        source = open_source(self._site.data)
+        key = (_digest(schema), source.stamp() or f"run {run}")
+        if self._known is None or self._known[0] != key:
+            self._known = None  # before the next is read: two tables need not fit into memory
+            table = load_patients(self._site, schema, noise=self._noise, occasion=run)
+            if source.stamp() not in (None, key[1]):
+                raise DataSourceError(
+                    "the data changed while they were read; wait until the export is complete"
+                )
+            secret = self._site.fingerprint_secret.read_bytes()
+            self._known = (
+                key,
+                LoadedPatients(
+                    table=table, fingerprint=source.fingerprint(secret) or _fingerprint_of(table, secret)
+                ),
+            )
+        return self._known[1]
+
+
+def _fingerprint_of(table: EncodedTable, secret: bytes) -> str:
+    """What a database gave, as codes: it is not kept in any other form."""
+    mac = hmac.new(secret, digestmod=hashlib.sha256)
+    for part in chunks_of_bytes(table):
+        mac.update(part)
+    return "hmac-sha256:" + mac.hexdigest()
 
 
 class PatientDraws:

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from client.code import code_digest
-from client.connectors import DataSourceError, fingerprint
+from client.connectors import DataSourceError
 from client.guard import Debit, Guard, RefusedError
 from client.home import SiteHome
-from client.patients import PatientDraws, load_patients
+from client.patients import LoadedPatients, PatientDraws, PatientTables
 from client.policy import PolicyError, load_policy
 from client.state import SiteState
 from client.witness import Witness
@@ -30,7 +30,6 @@ from models.exchange import Refusal, RoundReply, RoundRequest
 from models.faults import TableFaultsError
 from models.moments import MomentLayout
 from models.refinement import refine_generator
-from models.study import Study
 from models.table import EncodedTable
 from privacy.dpsgd import DiscriminatorTrainer
 from privacy.events import MechanismEvent
@@ -66,7 +65,7 @@ class SiteRounds:
         self._noise = noise or SystemNoise()
         self._state = SiteState(site.state)
         self._witness = Witness(site.state / "newest.checkpoint", site.receipt_key(), site.coordinator_key)
-        self._tables: dict[str, tuple[tuple[int, int], EncodedTable]] = {}
+        self._patients = PatientTables(site, self._noise)
 
     def handle(self, request: RoundRequest) -> RoundReply:
         """Answer one request; never raises, since what an exception says may depend on patients."""
@@ -105,8 +104,8 @@ class SiteRounds:
         guard = Guard(self._site.record_file, load_policy(self._site.policy_file))
         if not study.is_calibrated:
             raise RefusedError("request", f"study {study.name!r} has no noise multipliers; register it first")
-        table = self._table(study)
-        num_patients = table.num_patients
+        patients = self._patients.load(study.table, run=request.run)
+        table, num_patients = patients.table, patients.table.num_patients
         if request.kind == "quote":
             return self._quote(request, guard, num_patients)
         if study.phase_of(request.round) != request.kind:
@@ -129,7 +128,7 @@ class SiteRounds:
         if debit.reply_digest is not None:
             return self._state.reply(request.run, request.round, debit.reply_digest)
         mechanism = self._measure if request.kind == "measure" else self._refine
-        reply = self._sign(request, guard, debit, events, mechanism(request, table))
+        reply = self._sign(request, guard, debit, events, patients, mechanism(request, table))
         guard.settle(debit, reply_digest=self._state.keep_reply(reply))
         return reply
 
@@ -207,6 +206,7 @@ class SiteRounds:
         guard: Guard,
         debit: Debit,
         events: list[MechanismEvent],
+        patients: LoadedPatients,
         arrays: Mapping[str, Tensor],
     ) -> RoundReply:
         unsigned = self._reply(request, arrays=arrays)
@@ -222,21 +222,12 @@ class SiteRounds:
             spend_delta=request.study.privacy.delta,
             policy_digest=guard.policy.digest,
             code_digest=code_digest(),
-            dataset_fingerprint=fingerprint(self._site.data.path, self._site.fingerprint_secret.read_bytes()),
+            dataset_fingerprint=patients.fingerprint,
             noise_source=self._noise.kind,
             nonce=request.nonce,
             issued_at=datetime.now(UTC),
         )
         return self._reply(request, arrays=arrays, receipt=sign_receipt(receipt, self._site.receipt_key()))
-
-    def _table(self, study: Study) -> EncodedTable:
-        """The encoded table, read again only when the file changed or another schema asks."""
-        status = self._site.data.path.stat() if self._site.data.path.exists() else None
-        stamp = (status.st_mtime_ns, status.st_size) if status else (0, 0)
-        known = self._tables.get(study.digest)
-        if known is None or known[0] != stamp:
-            self._tables = {study.digest: (stamp, load_patients(self._site, study.table))}
-        return self._tables[study.digest][1]
 
     def _reply(self, request: RoundRequest, **content: object) -> RoundReply:
         return RoundReply(
