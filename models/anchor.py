@@ -97,12 +97,14 @@ class Anchor:
     def loss(
         self, generator: MixtureGenerator, *, label: int | None = None, label_weight: float = 1.0
     ) -> Tensor:
-        """Squared residuals, each pair once... twice as in X^T X, pairs with the label weighted."""
+        """Sum of squared residuals of all columns and of all pairs: the noise's Gaussian likelihood, scaled.
+
+        Columns and pairs with the label weigh `label_weight`.
+        """
         one_way, interactions = self.residuals(generator)
-        squares = interactions.square()
-        total = one_way.square().sum() + squares.sum()
+        total = one_way.square().sum() + interactions.square().sum() / 2  # each pair stands twice
         if label is not None and label_weight != 1:
-            start, end = self.layout.offsets[label], self.layout.offsets[label + 1]
-            extra = 2 * squares[start:end].sum() + one_way[start:end].square().sum()
+            own = slice(self.layout.offsets[label], self.layout.offsets[label + 1])
+            extra = one_way[own].square().sum() + interactions[own].square().sum()
             total = total + (label_weight - 1) * extra
         return total

@@ -44,15 +44,16 @@ class WarmStartSettings(Frozen):
     Attributes:
         components: product distributions in the mixture; 0 lets the warm start choose by the noise.
         steps, learning_rate: of Adam with a cosine schedule.
-        ridge: penalty on the components' deviation from their mean; it keeps noise from being fitted.
+        shrinkage: multiple of the penalty, set by the noise, on what a component tells of the columns (their
+            mutual information); it keeps noise from being fitted.
         label_weight: weight of pairs with the label column.
     """
 
     components: int = Field(default=0, ge=0, le=20_000)
-    steps: int = Field(default=400, ge=1, le=100_000)
+    steps: int = Field(default=300, ge=1, le=100_000)
     learning_rate: float = Field(default=0.1, gt=0)
-    ridge: float = Field(default=0.03, ge=0)
-    label_weight: float = Field(default=4.0, gt=0)
+    shrinkage: float = Field(default=1.0, ge=0)
+    label_weight: float = Field(default=1.0, gt=0)
 
 
 class RefineSettings(Frozen):
