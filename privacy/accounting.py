@@ -39,6 +39,7 @@ _PRV_MESH = 2.0**-13  # coarsest grid: keeps rounding far below what any real ev
 _PLD_INTERVAL = 1e-3
 _PLD_INTERVAL_FINE = 1e-4
 _DELTA_ERROR = 1e-3  # share of delta that the PRV may be off by, as Opacus has it
+_HOPELESS = 4 * MAX_EPSILON  # by Renyi's loose bound: not worth a transform
 _ROUNDING = 10**6  # figures are rounded up to a millionth, the same on every machine
 
 Group = tuple[float, float, int]
@@ -147,10 +148,12 @@ def project(
 def _spend_of_groups(groups: tuple[Group, ...], delta: float) -> PrivacySpend:
     if not groups:
         return PrivacySpend(epsilon=0.0, delta=delta, epsilon_pld=0.0)
-    by_pld = pld_epsilon(groups, delta, interval=_PLD_INTERVAL)
+    by_pld = _rdp_epsilon(groups, delta)
+    if by_pld < _HOPELESS:
+        by_pld = pld_epsilon(groups, delta, interval=_PLD_INTERVAL)
     if not by_pld <= MAX_EPSILON:
         raise AccountingError(
-            f"these events cost an epsilon of {by_pld:.4g} at delta {delta:g}, beyond {MAX_EPSILON:g}: no "
+            f"these events cost an epsilon of about {by_pld:.4g} at delta {delta:g}, beyond {MAX_EPSILON:g}: no "
             "promise is left; raise noise_multiplier, or lower sample_rate or the number of steps"
         )
     error = min(max(_PRV_ERROR_SHARE * by_pld, _PRV_ERROR_SMALLEST), _PRV_ERROR)
@@ -208,6 +211,18 @@ def pld_epsilon(groups: Sequence[Group], delta: float, *, interval: float = _PLD
     if math.isnan(epsilon):
         raise AccountingError(f"dp-accounting's PLD gives {epsilon!r} for {list(groups)!r}")
     return epsilon
+
+
+def _rdp_epsilon(groups: Sequence[Group], delta: float) -> float:
+    import numpy as np
+    from opacus.accountants import RDPAccountant
+
+    accountant = RDPAccountant()
+    accountant.history = [tuple(group) for group in groups]
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        epsilon = float(accountant.get_epsilon(delta))
+    return math.inf if math.isnan(epsilon) else epsilon
 
 
 @cache
