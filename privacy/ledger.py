@@ -129,7 +129,8 @@ class SitePolicy:
     Attributes:
         site: its name.
         policy: the policy as the site's guard digests it: JSON data without floats. Caps that the verifier
-            reads, each a decimal string or null for none: `epsilon_per_study`, `epsilon_total`, `max_delta`.
+            reads, each a decimal string or null for none: `epsilon_per_run` and `epsilon_per_study` (at the
+            study's delta), `epsilon_total` (over all studies together, at `max_delta`), `max_delta`.
     """
 
     KIND: ClassVar = "site-policy"
@@ -152,7 +153,7 @@ class SitePolicy:
         return None if value is None else parse_decimal(value, name=name)
 
 
-CAPS: Final = ("epsilon_per_study", "epsilon_total", "max_delta")
+CAPS: Final = ("epsilon_per_run", "epsilon_per_study", "epsilon_total", "max_delta")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from privacy.accounting import Group
 from privacy.bundles import Broken, CohortFact, ReceiptFact, RotationFact, StudyFact
 from privacy.canonical import digest_of_bytes
 from privacy.ledger import (
+    CAPS,
     Aggregated,
     GateJudged,
     Refused,
@@ -74,13 +75,28 @@ class Claim:
 
 @dataclass
 class SiteRecord:
-    """What the ledger has said of one site so far."""
+    """What the ledger has said of one site so far.
+
+    Attributes:
+        keys: as enrolled and rotated, the one in force last.
+        active: enrolled and not left.
+        policies: by digest.
+        events: everything it ran, over all studies, merged.
+    """
 
     keys: list[VerifyKey]
     active: bool = True
     policies: dict[str, SitePolicy] = field(default_factory=dict)
-    spent: dict[str, float] = field(default_factory=dict)
-    "Largest claim by study digest."
+    events: tuple[Group, ...] = ()
+
+
+class CapCheck(NamedTuple):
+    """A cap on a composition that no claim states: it is to be recomputed."""
+
+    groups: tuple[Group, ...]
+    delta: float
+    cap: float
+    what: str
 
 
 @dataclass
@@ -103,6 +119,7 @@ class LedgerReplay:
         membership: (index, number of active sites) at each change.
         aggregated_at: index of every aggregate.
         claims: by (merged events, delta): what is to be recomputed.
+        caps: the caps on a site's runs and on all its studies together, each after the last receipt.
         counts: number of entries by kind.
     """
 
@@ -114,7 +131,9 @@ class LedgerReplay:
         self.membership: list[tuple[int, int]] = []
         self.aggregated_at: list[int] = []
         self.claims: dict[tuple[tuple[Group, ...], float], Claim] = {}
+        self.caps: dict[tuple[str, str, str], CapCheck] = {}
         self.counts: dict[str, int] = defaultdict(int)
+        self._run_events: dict[tuple[str, str], tuple[Group, ...]] = {}
         self._runs: dict[str, _Run] = {}
         self._results: dict[tuple[str, int], str] = {}
         self._bases: dict[str, set[bytes]] = defaultdict(set)
@@ -245,7 +264,7 @@ class LedgerReplay:
         self._add_spend(index, where, fact)
         if study is not None and fact.delta != study.delta:
             self.problems["caps"].add(f"{where}: delta {fact.delta!r} is not the study's {study.delta!r}")
-        self._check_caps(where, fact, study, policy, record)
+        self._check_caps(where, fact, study, policy)
 
     def _is_new(self, fact: ReceiptFact) -> bool:
         bit = 1 << fact.round if fact.round < 100_000 else 0
@@ -255,9 +274,7 @@ class LedgerReplay:
 
     def _add_spend(self, index: int, where: str, fact: ReceiptFact) -> None:
         before, claimed, issued_at = self._spent.get((fact.site, fact.study), ((), 0.0, ""))
-        after = self._sums.get((before, fact.events))
-        if after is None:
-            after = self._sums[before, fact.events] = _merged(before, fact.events)
+        after = self._sum(before, fact.events)
         if fact.epsilon < claimed - TOLERANCE:
             self.problems["spend"].add(
                 f"{where}: claims epsilon {fact.epsilon}, less than the {claimed} before it"
@@ -279,26 +296,33 @@ class LedgerReplay:
         elif fact.epsilon > claim.greatest:
             claim.greatest = fact.epsilon
 
+    def _sum(self, before: tuple[Group, ...], events: str) -> tuple[Group, ...]:
+        after = self._sums.get((before, events))
+        if after is None:
+            after = self._sums[before, events] = _merged(before, events)
+        return after
+
     def _check_caps(
-        self,
-        where: str,
-        fact: ReceiptFact,
-        study: StudyFact | None,
-        policy: SitePolicy | None,
-        record: SiteRecord,
+        self, where: str, fact: ReceiptFact, study: StudyFact | None, policy: SitePolicy | None
     ) -> None:
-        record.spent[fact.study] = max(fact.epsilon, record.spent.get(fact.study, 0.0))
+        record = self.sites[fact.site]
+        record.events = self._sum(record.events, fact.events)
+        in_run = self._sum(self._run_events.get((fact.site, fact.run), ()), fact.events)
+        self._run_events[fact.site, fact.run] = in_run
         caps = [("the study's budget", fact.epsilon, study.epsilon)] if study is not None else []
         if policy is not None:
-            per_study, total, max_delta = (
-                policy.cap(name) for name in ("epsilon_per_study", "epsilon_total", "max_delta")
-            )
+            per_run, per_study, total, max_delta = (policy.cap(name) for name in CAPS)
             if per_study is not None:
                 caps.append(("the site's cap per study", fact.epsilon, per_study))
-            if total is not None:
-                caps.append(("the site's cap over all studies", sum(record.spent.values()), total))
             if max_delta is not None:
                 caps.append(("the site's cap on delta", fact.delta, max_delta))
+            if per_run is not None:
+                what = f"{where}: the run, at the site's cap per run"
+                self.caps[fact.site, fact.run, fact.policy] = CapCheck(in_run, fact.delta, per_run, what)
+            if total is not None:
+                what = f"{where}: everything so far, at the site's cap over all studies"
+                delta = fact.delta if max_delta is None else max_delta
+                self.caps[fact.site, "", fact.policy] = CapCheck(record.events, delta, total, what)
         for name, spent, cap in caps:
             if spent > cap + TOLERANCE * cap:
                 self.problems["caps"].add(f"{where}: {spent} is beyond {name}, {cap}")

@@ -157,8 +157,10 @@ class _Audit:
             if not self._compared and kept.checkpoint.size <= head.size:
                 self._problems["since"].add("the entries that it stands for are not all here to compare")
         claims = self._replay.claims if accounting == "every" else self._replay.final_claims()
-        self._check_spends(list(claims), map_spends, recompute)
-        return self._report(head, len(claims), {"spend": accounting})
+        capped = [(cap.groups, cap.delta) for cap in self._replay.caps.values()]
+        keys = list(dict.fromkeys([*claims, *capped]))
+        self._check_spends(keys, set(claims), map_spends, recompute)
+        return self._report(head, len(keys), {"spend": accounting})
 
     # Entries and tree
 
@@ -351,21 +353,33 @@ class _Audit:
     # Epsilons
 
     def _check_spends(
-        self, keys: list[SpendKey], map_spends: MapSpends, recompute: Callable[[SpendKey], float | str]
+        self,
+        keys: list[SpendKey],
+        claimed: set[SpendKey],
+        map_spends: MapSpends,
+        recompute: Callable[[SpendKey], float | str],
     ) -> None:
+        costs: dict[SpendKey, float] = {}
         for done, (key, cost) in enumerate(zip(keys, map_spends(recompute, keys), strict=True), 1):
-            claim = self._replay.claims[key]
+            self._progress("epsilons", done, len(keys))
             if isinstance(cost, str):
-                self._problems["spend"].add(
-                    f"entry {claim.index}: the epsilon could not be recomputed: {cost}"
-                )
-            elif claim.least < cost - TOLERANCE:
+                where = f"entry {self._replay.claims[key].index}" if key in claimed else "a cap"
+                self._problems["spend"].add(f"{where}: the epsilon could not be recomputed: {cost}")
+                continue
+            costs[key] = cost
+            if key not in claimed:
+                continue
+            claim = self._replay.claims[key]
+            if claim.least < cost - TOLERANCE:
                 self._problems["spend"].add(
                     f"entry {claim.index}: claims epsilon {claim.least}; the site's logged events cost {cost}"
                 )
             elif claim.greatest > cost + TOLERANCE:
                 self._replay.counts["cautious claim"] += 1
-            self._progress("epsilons", done, len(keys))
+        for cap in self._replay.caps.values():
+            spent = costs.get((cap.groups, cap.delta), 0.0)
+            if spent > cap.cap + TOLERANCE * max(cap.cap, 1):
+                self._problems["caps"].add(f"{cap.what}: {spent} is beyond {cap.cap}")
 
     # Report
 

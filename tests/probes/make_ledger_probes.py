@@ -258,6 +258,7 @@ def probes() -> dict[str, dict[str, Any]]:
     withdrawn = Withdrawn(release_digest=happy()["release"].release_digest, reason="operator")
     total = SitePolicy(site="mercy", policy={**POLICY, "epsilon_total": "0.5"})
     per_study = SitePolicy(site="mercy", policy={**POLICY, "epsilon_per_study": "0.5"})
+    per_run = SitePolicy(site="mercy", policy={**POLICY, "epsilon_per_run": "0.5"})
     strict_delta = SitePolicy(site="mercy", policy={**POLICY, "max_delta": "1e-06"})
 
     def under(policy: SitePolicy) -> Callable[[dict[str, Body]], dict[str, Body]]:
@@ -446,6 +447,7 @@ def probes() -> dict[str, dict[str, Any]]:
         "seeded-noise": lie(["noise"], round_2(receipt(MERCY, 2, noise_source="torch"))),
         "beyond-the-study": lie(["caps"], small_study),
         "beyond-the-policy-per-study": lie(["caps"], under(per_study)),
+        "beyond-the-policy-per-run": lie(["caps"], under(per_run)),
         "beyond-the-policy-in-total": lie(["caps"], under(total)),
         "beyond-the-policy-delta": lie(["caps"], under(strict_delta)),
         "another-delta": lie(
