@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, list[dict[
                 tables = data.split(arguments.sites, seed=seed)
                 held = [data.train] if sites == 0 else tables[:sites]
                 started = time.perf_counter()
-                generator = train_federation(study, held, seed=seed)
+                generator = train_federation(study, held)
                 seconds = time.perf_counter() - started
                 figures = utility(synthesise(generator, data, seed=seed), test, cards, label)
                 rows.setdefault(name, []).append({**figures, "seconds": seconds})
