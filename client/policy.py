@@ -223,8 +223,9 @@ def policy_text(
         window = f"# What any so many days may cost, over all studies.\nwindow_days = {window_days}\n"
         window += f"epsilon_per_window = {epsilon_per_window!r}\n"
     if quiet_hours is not None:
-        quiet = "\n# By this machine's clock; nothing runs in them.\n[quiet_hours]\n"
-        quiet += f"from = {_quoted(quiet_hours[0])}\nuntil = {_quoted(quiet_hours[1])}\n"
+        quiet = "# By this machine's clock; nothing runs in them.\n[quiet_hours]\n"
+        quiet += f"from = {_quoted(quiet_hours[0])}\nuntil = {_quoted(quiet_hours[1])}\n\n"
+    # A required key stands last, so that a file that was cut off while it was written is refused.
     text = f"""\
 # What this site allows. Every epsilon is per patient, with all of that patient's records.
 # Absent, unreadable, or with a key that is not known here: everything is refused.
@@ -238,7 +239,7 @@ epsilon_total = {float(epsilon_total)!r}
 # The largest delta of a study, and the delta at which all studies are composed together.
 max_delta = {float(max_delta)!r}
 {window}
-[patients]
+{quiet}[patients]
 # With fewer patients nothing runs.
 minimum = {min_patients}
 
@@ -251,7 +252,7 @@ columns = {names(columns)}
 app_digests = {names(app_digests)}
 # "manual": a person approves each study first. "automatic": whatever fits this policy runs.
 approval = {_quoted(approval)}
-{quiet}"""
+"""
     parse_policy(text)
     return text
 

@@ -143,7 +143,8 @@ class Record:
                 entries = _load(connection, mark)
                 size = len(entries)
                 # Time never runs backwards here, so that a clock set back cannot reopen a window.
-                transaction = Transaction(connection, entries, max(now, entries[-1].at))
+                last = entries[-1].at if size > 1 else now
+                transaction = Transaction(connection, entries, max(now, last))
                 yield transaction
                 connection.execute("COMMIT")
             except BaseException:
