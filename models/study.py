@@ -12,7 +12,8 @@ from typing import Any, Literal
 import rfc8785
 from pydantic import Field, ValidationError, model_validator
 
-from models.schema import Frozen, StudySchema
+from models.frozen import Frozen
+from models.schema import StudySchema
 
 
 class StudyError(ValueError):
@@ -186,8 +187,8 @@ class Study(Frozen):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The definition as JSON data."""
-        return self.model_dump(mode="json")
+        """The definition as JSON data; what is not given (None) is left out."""
+        return self.model_dump(mode="json", exclude_none=True)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Study:
