@@ -11,15 +11,12 @@ from functools import cached_property
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from models.frozen import Frozen
+from models.mapping import FhirMapping, OmopMapping
 
 MAX_CARDINALITY = 4096
-
-
-class Frozen(BaseModel):
-    """A frozen value that refuses unknown fields and does not coerce types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class _Column(Frozen):
@@ -29,12 +26,15 @@ class _Column(Frozen):
         name: as in the site's table.
         title: for people; the name where absent.
         missing: whether a value may be absent; then absence is the last level.
+        fhir, omop: how a site whose data are FHIR resources or an OMOP database fills the column.
     """
 
     name: str = Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f,]+$")
     title: str = ""
     description: str = ""
     missing: bool = False
+    fhir: FhirMapping | None = None
+    omop: OmopMapping | None = None
 
     @property
     def num_values(self) -> int:
@@ -230,6 +230,7 @@ class StudySchema(Frozen):
         label: the column that downstream tasks predict, if one is declared.
         patient_id: the column that names the patient; rows with one id are one patient. Where absent,
             the site vouches that every row is another patient. The id itself is never learnt.
+        rows: what a row is where a site derives the table from FHIR or OMOP: a patient, or a visit.
         max_records_per_patient: how many rows one patient may have.
         records_beyond: what more rows are: a fault of the site's table, or `sample`: a random subset of that
             many is kept, drawn at the site for each patient on its own.
@@ -242,6 +243,7 @@ class StudySchema(Frozen):
     columns: tuple[Column, ...] = Field(min_length=1)
     label: str | None = None
     patient_id: str | None = None
+    rows: Literal["patient", "visit"] = "patient"
     max_records_per_patient: int = Field(default=1, ge=1)
     records_beyond: Literal["refuse", "sample"] = "refuse"
 
@@ -281,6 +283,8 @@ class StudySchema(Frozen):
             raise ValueError(
                 "max_records_per_patient above 1 needs patient_id: which rows are one patient's?"
             )
+        if self.rows == "visit" and self.patient_id is None:
+            raise ValueError("rows = 'visit' needs patient_id: a patient's visits are one unit")
         if self.records_beyond == "sample" and self.patient_id is None:
             raise ValueError("records_beyond = 'sample' needs patient_id: which rows are one patient's?")
         return self
