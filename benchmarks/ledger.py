@@ -29,7 +29,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run by path: find the rooms beside this folder
 
 from privacy.accounting import spend_of
-from privacy.cli.audit import _pool
+from privacy.cli.audit import _few_or, _pool
 from privacy.export import bundle_paths, unpack, write_export
 from privacy.ledger_example import ExampleLedger, ExampleScale
 from privacy.verification import audit_export
@@ -127,7 +127,7 @@ def measure(folder: Path, key_text: str, total: int, jobs: int, accounting: str)
             read,
             key=VerifyKey.from_text(key_text),
             map_bundles=spread,
-            map_spends=spread,
+            map_spends=_few_or(spread),
             accounting="last" if accounting == "last" else "every",
             progress=lambda stage, done, of: stages.__setitem__(stage, time.perf_counter()),
         )

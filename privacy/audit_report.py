@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
+from privacy.entries import BODIES
+from privacy.findings import CHECKS, Problems
 from privacy.merkle import LedgerVerificationError
+from privacy.replay import LedgerReplay
+
+NOTHING: Final = "nothing to check: "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,3 +115,64 @@ class AuditReport:
             "witnessed_size": self.witnessed_size,
             "num_compositions": self.num_compositions,
         }
+
+
+def state_checks(
+    replay: LedgerReplay,
+    size: int,
+    *,
+    since_given: bool,
+    witnessed_size: int,
+    num_compositions: int,
+    accounting: str,
+) -> tuple[Check, ...]:
+    """The answer to every check, with a note in plain words, from what an audit collected."""
+    counts = replay.counts
+    tail = size - witnessed_size
+    witnessed = f"the first {witnessed_size} entries are countersigned by a quorum"
+    if tail:
+        witnessed += f"; the newest {tail} stand on the coordinator's word until the next round"
+    cautious = counts.get("cautious claim", 0)
+    spend = f"{num_compositions} distinct compositions recomputed by two accountants"
+    if accounting == "last":
+        spend += "; only the last claim of each site and study"
+    if cautious:
+        spend += (
+            f"; {cautious} claim more than the logged rounds explain (a debit whose round gave no receipt)"
+        )
+    notes = {
+        "checkpoint": f"{size} entries",
+        "entries": ", ".join(f"{counts[kind]} {kind}" for kind in sorted(counts) if kind in BODIES),
+        "history": f"{counts['checkpoint']} earlier checkpoints"
+        if counts["checkpoint"]
+        else NOTHING + "none",
+        "since": "it does" if since_given else NOTHING + "you gave no earlier checkpoint",
+        "witnesses": witnessed if witnessed_size else NOTHING + "no quorum of sites has countersigned yet",
+        "receipts": _how_many(counts["receipt"], "receipts"),
+        "noise": "" if counts["receipt"] else NOTHING + "no receipts",
+        "spend": spend if num_compositions else NOTHING + "no receipts",
+        "caps": "" if counts["receipt"] else NOTHING + "no receipts",
+        "rounds": _how_many(counts["aggregate"], "rounds"),
+        "releases": _how_many(counts["release"], "changes of state"),
+        "cohorts": _how_many(counts["cohort"], "cohorts"),
+    }
+    return tuple(
+        _check(name, title, notes.get(name, ""), replay.problems.get(name, Problems()))
+        for name, title in CHECKS.items()
+    )
+
+
+def _check(name: str, title: str, note: str, found: Problems) -> Check:
+    held = False if found.count else None if note.startswith(NOTHING) else True
+    return Check(
+        name=name,
+        title=title,
+        held=held,
+        note="" if held is False and (note == "it does" or note.startswith(NOTHING)) else note,
+        num_problems=found.count,
+        problems=tuple(found.first),
+    )
+
+
+def _how_many(count: int, what: str) -> str:
+    return f"{count} {what}" if count else f"{NOTHING}no {what}"

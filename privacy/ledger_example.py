@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from privacy.canonical import digest
 from privacy.checkpoint import Checkpoint, cosign, parse_checkpoint, sign_checkpoint
 from privacy.events import MechanismEvent
+from privacy.findings import NO_ARRAYS
 from privacy.ledger import (
     Aggregated,
     Body,
@@ -27,7 +28,6 @@ from privacy.ledger import (
 )
 from privacy.merkle import CompactRange, leaf_hash
 from privacy.receipt import Receipt, decimal_text, sign_receipt, time_text
-from privacy.replay import NO_ARRAYS
 from privacy.signing import SigningKey
 
 Cost = Callable[[list[MechanismEvent], float], float]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Check a ledger export offline, with nothing but a public key.", no_args_is_help=True)
 
 FEW_ENTRIES = 2_000  # below this a second process costs more than it saves
+FEW_EPSILONS = 24
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -45,6 +46,12 @@ def verify(
     ] = None,
     quorum: Annotated[
         int | None, typer.Option(min=1, help="Sites that must have countersigned. Default: more than half.")
+    ] = None,
+    witness: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Key of a site that you know; it must have countersigned. May be given more than once."
+        ),
     ] = None,
     accounting: Annotated[
         str,
@@ -75,9 +82,10 @@ def verify(
                 key=_read_key(key, note),
                 since=old,
                 quorum=quorum,
+                witnesses=[_read_key(text, note) for text in witness or []],
                 accounting="every" if accounting == "every" else "last",
                 map_bundles=spread,
-                map_spends=spread,
+                map_spends=_few_or(spread),
                 progress=progress,
             )
     if as_json:
@@ -291,6 +299,16 @@ def _pool(size: int, jobs: int | None) -> Iterator[Any]:
                 yield waiting.popleft().result()
 
         yield spread
+
+
+def _few_or(spread: Any) -> Any:
+    """`map` for a few epsilons: each process would first spend seconds on loading the accountants."""
+
+    def spends(work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+        listed = list(tasks)
+        return iter(map(work, listed) if len(listed) < FEW_EPSILONS else spread(work, listed))
+
+    return spends
 
 
 def _num_cores() -> int:

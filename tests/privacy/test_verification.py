@@ -12,7 +12,7 @@ import pytest
 from privacy.export import pack, tile_path, write_export
 from privacy.ledger_example import ExampleLedger, ExampleScale
 from privacy.merkle import LedgerVerificationError, leaf_hash
-from privacy.signing import VerifyKey
+from privacy.signing import SigningKey, VerifyKey
 from privacy.verification import audit_export, verify_export
 
 FOLDER = Path(__file__).parents[1] / "probes" / "ledger"
@@ -48,7 +48,7 @@ def test_every_probe_breaks_exactly_its_checks(path: Path) -> None:
 
 def test_the_corpus_breaks_every_check() -> None:
     """A check that no probe breaks would be a check that nobody has seen working."""
-    from privacy.replay import CHECKS
+    from privacy.findings import CHECKS
 
     broken = {name for path in PROBES for name in json.loads(path.read_text(encoding="utf-8"))["broken"]}
     assert broken == set(CHECKS)
@@ -116,3 +116,14 @@ def test_an_explicit_quorum_is_demanded() -> None:
     key = VerifyKey.from_text(probe["key"])
     assert audit_export(files_of(probe).get, key=key, quorum=1).held
     assert not audit_export(files_of(probe).get, key=key, quorum=2).held
+
+
+def test_a_witness_that_the_auditor_knows_cannot_be_replaced_by_others() -> None:
+    probe = json.loads((FOLDER / "countersigned-by-one-of-two.json").read_text(encoding="utf-8"))
+    key = VerifyKey.from_text(probe["key"])
+    mercy = SigningKey.from_seed(b"M" * 32, name="mercy").public
+    hill = SigningKey.from_seed(b"H" * 32, name="hill").public
+    assert audit_export(files_of(probe).get, key=key, quorum=1, witnesses=[mercy]).held
+    for unheard in (hill, SigningKey.from_seed(b"Z" * 32, name="mercy").public):
+        report = audit_export(files_of(probe).get, key=key, quorum=1, witnesses=[unheard])
+        assert [check.name for check in report.checks if check.held is False] == ["witnesses"]

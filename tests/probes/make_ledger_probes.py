@@ -22,6 +22,7 @@ from privacy.accounting import spend_of
 from privacy.canonical import canonical_bytes, digest
 from privacy.checkpoint import Checkpoint, SignedCheckpoint, cosign, parse_checkpoint, sign_checkpoint
 from privacy.events import MechanismEvent
+from privacy.findings import NO_ARRAYS
 from privacy.ledger import (
     Aggregated,
     Body,
@@ -40,7 +41,6 @@ from privacy.ledger import (
 )
 from privacy.merkle import leaf_hash, root_from_leaves
 from privacy.receipt import Receipt, open_receipt, sign_receipt, time_text
-from privacy.replay import NO_ARRAYS
 from privacy.signing import SigningKey
 
 FOLDER = Path(__file__).parent / "ledger"
