@@ -92,6 +92,8 @@ class CohortWriter:
 
     def __init__(self, folder: Path, formats: tuple[Format, ...], *, release: str, token: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f".{STEM}.*"):  # by a worker that died
+            left.unlink(missing_ok=True)
         self._folder = folder
         self._drafts = {one: folder / f".{STEM}.{one}.{token}" for one in formats}
         self._writers: dict[Format, _Writer] = {

@@ -74,15 +74,14 @@ async def _definition(request: Request) -> Study:
         )
     try:
         text = (await request.body()).decode()
-        if media_type in TOML_TYPES:
-            return Study.from_toml(text)
-        data = json.loads(text)
     except UnicodeDecodeError as error:
         raise ProblemError(422, "invalid", "the study definition is not UTF-8") from error
-    except json.JSONDecodeError as error:
+    if media_type in TOML_TYPES:
+        return Study.from_toml(text)
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:  # also a number of too many digits, or too deep
         raise ProblemError(422, "invalid", f"the study definition is not JSON: {error}") from error
-    except RecursionError as error:
-        raise ProblemError(422, "invalid", "the study definition is nested too deeply") from error
     if not isinstance(data, dict):
         raise ProblemError(422, "invalid", "the study definition must be a JSON object")
     return Study.from_dict(data)

