@@ -29,7 +29,7 @@ def serve_site() -> None:
     def handle(request: RoundRequest) -> RoundReply:
         plan = planned()
         with (home.path / "handled.txt").open("a") as file:
-            file.write(f"{request.round}\n")
+            file.write(f"{request.round} {time.time():.3f}\n")
         if plan.get("raise"):
             raise ValueError("a patient's secret")
         time.sleep(plan.get("sleep_seconds", 0.0))
@@ -69,7 +69,7 @@ def serve_coordinator() -> None:
         study = Study.from_dict(plan["study"])
         arrays = {"weights": torch.arange(plan.get("size", 4), dtype=torch.float32)}
         for number in range(1, plan["rounds"] + 1):
-            started = time.monotonic()
+            started = time.time()
             requests = {
                 site: RoundRequest(
                     kind="refine",
@@ -84,7 +84,8 @@ def serve_coordinator() -> None:
             answers = federation.exchange(requests, deadline_seconds=plan["deadline_seconds"])
             entry = {
                 "round": number,
-                "seconds": time.monotonic() - started,
+                "started": started,
+                "ended": time.time(),
                 "answers": {
                     site: "ok"
                     if isinstance(one, RoundReply) and one.site == site and one.round == number

@@ -66,7 +66,7 @@ class Stack:
             if spec.name == "worker"
             else spec
             for spec in coordinator_processes(self.home)
-            if spec.name != "api"
+            if spec.name in {"superlink", "worker"}
         ]
         self.start("coordinator", Supervisor(specs, self.home.logs))
         for name, site in self.sites.items():
@@ -180,6 +180,7 @@ class TestFederationOfProcesses:
         assert "secret" not in answers["north"]
         for file in stack.home.path.rglob("*"):
             assert not file.is_file() or b"a patient's secret" not in file.read_bytes()
+        assert "ValueError" in (stack.sites["north"].logs / "worker.log").read_text()
 
     def test_a_run_of_a_foreign_app_runs_nothing_at_the_coordinator(self, stack: Stack) -> None:
         ours = stack.home.app_bundle.read_bytes()
@@ -224,6 +225,21 @@ class TestFederationOfProcesses:
         os.kill(stack.supervisors["coordinator"].pids["superlink"], signal.SIGKILL)
         assert stack.finish(run_id) == "completed"
         assert [one["answers"] for one in stack.rounds()] == [dict.fromkeys(SITES, "ok")] * 3
+
+    def test_a_killed_worker_fails_its_site_for_the_round_and_is_back_for_the_next(
+        self, stack: Stack
+    ) -> None:
+        handled = stack.sites["north"].path / "handled.txt"
+        handled.unlink(missing_ok=True)
+        for site in stack.sites.values():
+            stack.plan_site(site, sleep_seconds=2.0)
+        run_id = stack.run(rounds=2, deadline_seconds=30.0)
+        wait_for(handled.exists, 60)
+        os.kill(stack.supervisors["north"].pids["worker"], signal.SIGKILL)
+        assert stack.finish(run_id) == "completed"
+        first, second = (one["answers"] for one in stack.rounds())
+        assert first["north"].startswith("unavailable: the site's worker")
+        assert second == dict.fromkeys(SITES, "ok")
 
     def test_a_killed_supernode_fails_its_site_for_the_round_and_no_other(self, stack: Stack) -> None:
         for site in stack.sites.values():
