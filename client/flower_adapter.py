@@ -9,6 +9,7 @@ installed. None of Flower's retry helpers is used here, since they end the proce
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import json
@@ -57,6 +58,8 @@ _HEARTBEAT_SECONDS = 10.0  # a task without one for 60 s is given up by the Supe
 _BUSY_PAUSE_SECONDS = 0.2
 _IDLE_PAUSE_SECONDS = 3.0
 _PAUSE_GROWTH = 1.15
+_PART_SECONDS = 0.05
+_LAST_PART_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -175,6 +178,10 @@ class TaskSource:
     """
 
     def __init__(self, *, port: int, secret: bytes, held_file: Path) -> None:
+        run_clientapp = importlib.import_module("flwr.supernode.runtime.run_clientapp")
+        pulling = run_clientapp.pull_and_inflate_object_from_tree
+        if not isinstance(pulling, functools.partial):
+            run_clientapp.pull_and_inflate_object_from_tree = _soon(pulling)  # type: ignore[attr-defined]
         self._address = f"127.0.0.1:{port}"
         self._held_file = held_file
         self._client = self._connect(
@@ -315,6 +322,11 @@ class _Pace:
             self._idle = min(self._idle * _PAUSE_GROWTH, _IDLE_PAUSE_SECONDS)
 
 
+def _soon(pull: Callable[..., Any]) -> Callable[..., Any]:
+    """A message is announced before its parts are there: ask again soon, not after a second."""
+    return functools.partial(pull, initial_backoff=_PART_SECONDS, backoff_cap=_LAST_PART_SECONDS)
+
+
 def run_supernode() -> None:
     """Be a SuperNode with the arguments of this process; never returns.
 
@@ -323,6 +335,7 @@ def run_supernode() -> None:
     loop = importlib.import_module("flwr.supernode.start_client_internal")
     command = importlib.import_module("flwr.supernode.cli.flower_supernode")
     loop.time = _Pace()  # type: ignore[attr-defined]
+    loop.pull_objects = _soon(loop.pull_objects)  # type: ignore[attr-defined]
     try:
         command.flower_supernode()
     finally:

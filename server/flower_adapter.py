@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -37,12 +39,13 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import FlowerError
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.retry import exponential
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid.http_grid import HttpGrid
+from flwr.superlink.grid import http_grid
 
 from models.exchange import APP_REFUSED_CODE, MESSAGE_TYPES, RECORD_NAME, RoundReply, RoundRequest
 from server.bundle import digest_of_bundle
@@ -52,6 +55,7 @@ from server.home import CoordinatorHome
 _FIRST_POLL_SECONDS = 0.1
 _LAST_POLL_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
+_PART_SECONDS = 0.05
 _FAILURES: Mapping[int, tuple[str, str]] = {
     ErrorCode.NODE_UNAVAILABLE: ("unavailable", "the site's SuperNode went away before it answered"),
     ErrorCode.CLIENT_APP_CRASHED: ("unavailable", "the site's worker went away before it answered"),
@@ -60,6 +64,7 @@ _FAILURES: Mapping[int, tuple[str, str]] = {
     APP_REFUSED_CODE: ("error", "the site's policy does not allow this coordinator's app"),
 }
 
+_deadline: ContextVar[float] = ContextVar("exchange_deadline", default=math.inf)
 _log = logging.getLogger(__name__)
 
 
@@ -215,6 +220,7 @@ class FlowerFederation:
     ) -> Mapping[str, RoundReply | SiteFailure]:
         """Send each site its request and collect what comes back; see `server.federation.Federation`."""
         deadline = time.monotonic() + deadline_seconds
+        _deadline.set(deadline)
         node_ids = self._node_ids()
         results: dict[str, RoundReply | SiteFailure] = {
             site: SiteFailure(code="unavailable", reason="the site is not connected")
@@ -279,14 +285,28 @@ def read_reply(message: Message) -> RoundReply | SiteFailure:
         return SiteFailure(code="garbled", reason=f"the reply cannot be read ({type(error).__name__})")
 
 
+def _pull_by_deadline(object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
+    """Fetch a reply's parts by the exchange's deadline.
+
+    Flower would wait for three minutes for parts that a site announced and does not send, and for a second
+    for those that are still on their way, which is most.
+    """
+    left = max(0.0, _deadline.get() - time.monotonic())
+    parts: dict[str, bytes] = pull_objects(
+        object_ids, pull_object_fn, max_time=left, initial_backoff=_PART_SECONDS, backoff_cap=_RETRY_SECONDS
+    )
+    return parts
+
+
 def serve_run(home: CoordinatorHome, app: Callable[[Grid, Context], None]) -> None:
     """Wait for a run, run it to its end, and return; the supervisor then starts a fresh, warm process.
 
     Raises:
         KeyboardInterrupt: the run was stopped (Flower's client raises SIGINT), or this process is to end.
     """
+    http_grid.pull_objects = _pull_by_deadline
     token = _wait_for_run(home)
-    grid = HttpGrid(
+    grid = http_grid.HttpGrid(
         runtime_api_address=f"127.0.0.1:{home.superlink_port}",
         root_certificates=home.ca_certificate.read_bytes(),
         token=token,

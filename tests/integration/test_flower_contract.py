@@ -68,6 +68,27 @@ def test_the_grid_has_what_our_worker_reaches_into() -> None:
 
 
 @pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("flwr.superlink.grid.http_grid", "pull_objects"),
+        ("flwr.supernode.start_client_internal", "pull_objects"),
+        ("flwr.supernode.runtime.run_clientapp", "pull_and_inflate_object_from_tree"),
+    ],
+)
+def test_parts_are_pulled_by_a_name_that_we_replace_with_its_own_keywords(module: str, name: str) -> None:
+    loaded = importlib.import_module(module)
+    calls = [
+        {keyword.arg for keyword in node.keywords}
+        for node in ast.walk(ast.parse(inspect.getsource(loaded)))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == name
+    ]
+    assert len(calls) == 1
+    original = getattr(loaded, name)
+    parameters = inspect.signature(getattr(original, "func", original)).parameters
+    assert {"max_time", "initial_backoff", "backoff_cap"} <= set(parameters) - calls[0]
+
+
+@pytest.mark.parametrize(
     ("function", "parameters"),
     [
         ("pull_task_input", ["client"]),

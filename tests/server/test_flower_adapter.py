@@ -12,10 +12,12 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 from flwr.supercore.task_identity import TaskIdentity
 
 from models.exchange import APP_REFUSED_CODE, RECORD_NAME, RoundReply, RoundRequest
 from models.study import Study
+from server import flower_adapter as adapter
 from server.federation import SiteFailure
 from server.flower_adapter import FlowerFederation
 
@@ -206,3 +208,20 @@ def test_the_name_in_a_reply_does_not_make_it_another_sites() -> None:
     results = exchange({"north": echo("south"), "south": lambda message: None}, deadline=0.2)
     assert results["north"].site == "south"  # as it came: the round loop checks its signature
     assert results["south"].code == "timeout"
+
+
+def test_a_reply_that_is_announced_and_never_sent_does_not_outlast_the_deadline() -> None:
+    def withheld(object_id: str) -> bytes:
+        raise ObjectUnavailableError
+
+    adapter._deadline.set(time.monotonic() + 0.3)
+    started = time.monotonic()
+    try:
+        with pytest.raises(ObjectPullError):
+            adapter._pull_by_deadline(["part"], withheld)
+        assert adapter._pull_by_deadline(["part"], lambda object_id: b"of another site") == {
+            "part": b"of another site"
+        }
+    finally:
+        adapter._deadline.set(float("inf"))
+    assert time.monotonic() - started < 3.0
