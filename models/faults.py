@@ -64,14 +64,16 @@ class FaultList:
 
     def add(self, row: int | None, column: str, problem: str) -> None:
         """Add one fault; `row` as in the file."""
-        self._faults.append(Fault(row, column, problem))
         self._count += 1
+        self._kept[column] += 1
+        if self._kept[column] <= MAX_FAULTS:
+            self._faults.append(Fault(row, column, problem))
 
     def add_rows(self, column: str, wrong: np.ndarray, describe: Callable[[int], str]) -> None:
         """Add a fault for each True of `wrong` (R,); `describe` gets the position from 0."""
         rows = np.flatnonzero(wrong)
         self._count += len(rows)
-        shown = rows[: MAX_FAULTS - self._kept[column]]
+        shown = rows[: max(0, MAX_FAULTS - self._kept[column])]
         self._kept[column] += len(shown)
         self._faults += [
             Fault(int(row) + self.first_row + FIRST_DATA_ROW, column, describe(int(row))) for row in shown

@@ -49,6 +49,10 @@ class _Mapping(Frozen):
             raise ValueError(f"take is {self.take!r}, but {where} is one per patient; leave take out")
         if not of_patient and self.take is None:
             raise ValueError(f"{where} may be many per patient; say which to take, such as take = 'last'")
+        if self.values and self.take not in (None, "first", "last"):
+            raise ValueError(
+                f"values translates what the first or last record says, not take = {self.take!r}"
+            )
         if self.at is not None and field != "age":
             raise ValueError(f"at is for field 'age' only, not for {field!r}")
 
@@ -59,7 +63,7 @@ class FhirMapping(_Mapping):
     Attributes:
         resource: the type of resource. Those entered in error, refuted or cancelled are left out.
         field: of a Patient `gender`, `birthDate`, `age` (completed years), `deceased` or `maritalStatus`; of an
-            Encounter `class` or `days` (its length); empty elsewhere: an Observation's value, another's code.
+            Encounter `days` (its length); else empty: an Observation's value, an Encounter's class, another's code.
         codes: `system|code`, any of which the resource must have (an Encounter: in `class` or `type`); where
             empty any resource will do.
         component: for an Observation with components, the `system|code` of the component with the value.
@@ -76,7 +80,7 @@ class FhirMapping(_Mapping):
     def _fits(self) -> FhirMapping:
         fields = {
             "Patient": ("gender", "birthDate", "age", "deceased", "maritalStatus"),
-            "Encounter": ("class", "days"),
+            "Encounter": ("", "days"),
         }.get(self.resource, ("",))
         of_patient = self.resource == "Patient"
         self._check(of_patient=of_patient, field=self.field, known=fields, where=self.resource)
