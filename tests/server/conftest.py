@@ -21,10 +21,11 @@ from models.generator import MixtureGenerator
 from models.study import Study
 from models.weights import digest_of, encode_arrays
 from privacy.canonical import digest
+from privacy.checkpoint import parse_checkpoint, witness
 from privacy.events import MechanismEvent
 from privacy.receipt import Receipt, sign_receipt
 from privacy.signing import SigningKey
-from server import releases, round_records, runs, sites, studies
+from server import ledger_store, releases, round_records, runs, sites, studies
 from server.api.app import create_app
 from server.api.starter import StarterError
 from server.database import Database
@@ -225,7 +226,7 @@ class Scenario:
             base_digest=base,
             update_digest=digest_of(f"{site}/{round}".encode()),
             events=(event,),
-            spend_epsilon=1.0 + round / 4,
+            spend_epsilon=1.5 + round / 8,
             spend_delta=1e-5,
             policy_digest=digest(POLICY),
             code_digest=digest_of(b"code"),
@@ -263,6 +264,17 @@ class Scenario:
             scores={"two_way": "0.031"},
             seconds=1.5,
         )
+
+    def countersign(self) -> None:
+        """Every site looks at the newest checkpoint and countersigns it."""
+        note = ledger_store.latest_checkpoint(self.store).encode()
+        for name, key in self.keys.items():
+            line = witness(
+                note, key, coordinator=self.store.key.public, seen=None, proof=(), timestamp=1_772_366_400
+            )
+            ledger_store.add_cosignature(
+                self.store, site=name, size=parse_checkpoint(note).checkpoint.size, line=line
+            )
 
     def release(self) -> releases.Release:
         """A published release, by a whole run."""

@@ -7,8 +7,11 @@ import io
 import json
 import zipfile
 
+import pytest
+
 from privacy.checkpoint import open_checkpoint
-from privacy.merkle import leaf_hash, verify_consistency, verify_inclusion
+from privacy.merkle import LedgerVerificationError, leaf_hash, verify_consistency, verify_inclusion
+from privacy.verification import verify_export
 from server import jobs, runs
 
 
@@ -179,9 +182,9 @@ def test_a_run_is_started_followed_stopped_and_resumed(api, scenario) -> None:
     assert (shown["phase"], shown["round"], shown["rounds"], shown["percent"]) == ("refine", 1, 3, 50.0)
     assert shown["eta_seconds"] == 30.0
     assert [(one["site"], one["spent_epsilon"], one["cap_epsilon"]) for one in shown["spends"]] == [
-        ("north", "1.25", "4.0"),
-        ("south", "1.25", "4.0"),
-        ("west", "1.25", "4.0"),
+        ("north", "1.625", "4.0"),
+        ("south", "1.625", "4.0"),
+        ("west", "1.625", "4.0"),
     ]
     assert shown["messages"][0]["text"].startswith("queued over 3 sites")
     assert shown["release"] is None
@@ -239,7 +242,7 @@ def test_a_release_shows_dictionary_budgets_and_that_no_gate_was_passed(api, sce
     }  # fmt: skip
     assert shown["budget"] == {"epsilon": 4.0, "delta": 1e-5}
     assert {one["site"]: one["spent_epsilon"] for one in shown["spends"]} == dict.fromkeys(
-        scenario.keys, "1.75"
+        scenario.keys, "1.875"
     )
     assert any("No release gate was passed" in line for line in shown["limits_of_use"])
 
@@ -306,16 +309,28 @@ def test_the_auditor_reads_the_whole_ledger_and_checks_it(api, scenario) -> None
     _problem(api.get("auditor", "/v1/ledger/checkpoint", params={"size": 9999}), 404)
 
 
-def test_the_export_is_what_the_offline_verifier_takes(api, scenario, tmp_path) -> None:
+def test_the_export_passes_the_offline_verifier_once_the_sites_countersigned(api, scenario, tmp_path) -> None:
     _problem(api.get("auditor", "/v1/ledger/export"), 404)
-    scenario.release()
+    release = scenario.release()
+    api.post("researcher", "/v1/cohorts", {"release": release.digest, "num_patients": 20})
+    assert jobs.make_next(scenario.store)
+    scenario.countersign()
     exported = api.get("auditor", "/v1/ledger/export")
     with zipfile.ZipFile(io.BytesIO(exported.content)) as archive:
-        assert "checkpoint" in archive.namelist()
-        archive.extractall(tmp_path / "ledger")
-    assert (tmp_path / "ledger" / "checkpoint").read_bytes() == api.get(
-        "auditor", "/v1/ledger/checkpoint"
-    ).content
+        archive.extractall(tmp_path)
+    assert (tmp_path / "checkpoint").read_bytes() == api.get("auditor", "/v1/ledger/checkpoint").content
+
+    def read(name: str) -> bytes | None:
+        path = tmp_path / name
+        return path.read_bytes() if path.is_file() else None
+
+    key = scenario.store.key.public
+    verify_export(read, key=key)
+    old = api.get("auditor", "/v1/ledger/checkpoint", params={"size": 1}).content
+    verify_export(read, key=key, since=old)
+    (tmp_path / "checkpoint").write_bytes(old)
+    with pytest.raises(LedgerVerificationError):
+        verify_export(read, key=key)
 
 
 def test_the_openapi_document_reads_well(api) -> None:

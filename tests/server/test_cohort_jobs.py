@@ -75,7 +75,7 @@ def test_a_cohort_becomes_files_with_a_certificate_that_verifies_offline(api, st
     assert statement["synthetic"] is True
     assert statement["release"]["gate"] == "none passed"
     assert [one["site"] for one in statement["privacy"]["sites"]] == ["north", "south", "west"]
-    assert {one["epsilon"] for one in statement["privacy"]["sites"]} == {"1.75"}
+    assert {one["epsilon"] for one in statement["privacy"]["sites"]} == {"1.875"}
     digests = {n: "sha256:" + hashlib.sha256(got[n]).hexdigest() for n in ("cohort.csv", "cohort.parquet")}
     key = store.key.public
     verify_certificate(certificate, key, digests)

@@ -62,7 +62,7 @@ def test_a_round_is_one_transaction_with_receipts_aggregate_and_signed_checkpoin
     assert recorded.tree_size == ledger_store.num_entries(ready.store)
     signed = ledger_store.latest_checkpoint(ready.store)
     assert signed.verify(ready.store.key.public).size == recorded.tree_size
-    assert [spend.spent_epsilon for spend in recorded.spends] == ["1.25"] * 3
+    assert [spend.spent_epsilon for spend in recorded.spends] == ["1.625"] * 3
     assert ready.store.load(recorded.arrays["generator"]) == ready.generator(1)
     assert runs.get_run(ready.store, run).round == 1
 
