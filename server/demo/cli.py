@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Three hospitals train one generator on real data on this machine, and a cohort arrives.",
     add_completion=False,
+    pretty_exceptions_enable=False,  # they print local values, and those hold keys and patients
 )
 
 

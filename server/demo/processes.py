@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from privacy.cli.supervisor import ProcessEvent, ProcessSpec, Supervisor
 from server.demo.display import PhaseLine
+from server.demo.parties import Parties
 from server.demo.surface import fedtwin_command, poll
 
 READY_SECONDS = 120.0
@@ -19,14 +19,14 @@ class DemoProcesses:
     """Starts and stops `fedtwin server up` and one `fedtwin site up` per hospital.
 
     Args:
-        coordinator: its home.
-        sites: home by name.
+        parties: their homes.
+        logs: folder for what each of the commands prints.
     """
 
-    def __init__(self, coordinator: Path, sites: Mapping[str, Path]) -> None:
-        self._homes = {"coordinator": coordinator, **sites}
+    def __init__(self, parties: Parties, logs: Path) -> None:
+        self._homes = {"coordinator": parties.coordinator, **parties.sites}
         self._groups = {name: "server" if name == "coordinator" else "site" for name in self._homes}
-        self._logs = coordinator.parent / "logs"
+        self._logs = logs
         self._supervisor = Supervisor(
             [
                 ProcessSpec(

@@ -1,0 +1,103 @@
+"""Before anything runs: patients are dealt out, and each party makes its own keys in its own folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from server.demo.data import load_survey, prepare_patients, split_by_site, write_sites
+from server.demo.display import PhaseLine
+from server.demo.surface import fedtwin
+
+STUDY_FILE = Path(__file__).with_name("study.toml")
+CAPS = {"lakeside": 4.0, "hillcrest": 3.0, "northgate": 3.5}  # of epsilon; each hospital's own decision
+ROLES = ("operator", "researcher", "auditor")
+COMMANDS_AT_ONCE = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parties:
+    """Where everybody lives.
+
+    Attributes:
+        coordinator: the coordinator's home.
+        sites: each hospital's home; its patients lie beside it, in the hospital's folder.
+    """
+
+    coordinator: Path
+    sites: Mapping[str, Path]
+
+    @classmethod
+    def within(cls, folder: Path) -> Parties:
+        """One folder per party."""
+        return cls(coordinator=folder / "coordinator", sites={name: folder / name / "site" for name in CAPS})
+
+    @property
+    def invitation(self) -> Path:
+        """What the coordinator gives to sites."""
+        return self.coordinator / "federation.json"
+
+    @property
+    def api_url(self) -> str:
+        """Where the API is, as the invitation says."""
+        return str(json.loads(self.invitation.read_text())["api_url"])
+
+    @property
+    def ledger_key(self) -> str:
+        """The ledger's public key, as the invitation says."""
+        return str(json.loads(self.invitation.read_text())["ledger_key"])
+
+
+def deal_patients(parties: Parties, line: PhaseLine) -> pd.DataFrame:
+    """Write each hospital's file; returns all patients, which only a demo has in one place."""
+    line.say("reading the survey that ships in linearmodels")
+    patients = prepare_patients(load_survey())
+    parts = split_by_site(patients)
+    write_sites(parts, {name: home.parent for name, home in parties.sites.items()})
+    line.say(f"{len(patients):,} people, each at one of {len(parts)} hospitals")
+    return patients
+
+
+def create_parties(parties: Parties, line: PhaseLine) -> dict[str, str]:
+    """Make the coordinator, its API keys and the hospitals, and enrol them.
+
+    Returns:
+        API key of each role.
+
+    Raises:
+        SurfaceError: a command failed.
+    """
+    line.say("the coordinator's")
+    fedtwin("server", "init", "--home", parties.coordinator)
+    fedtwin("server", "invite", "--home", parties.coordinator)
+    line.say("the hospitals'")
+    with ThreadPoolExecutor(COMMANDS_AT_ONCE) as pool:
+        keys = {role: pool.submit(_make_key, parties, role) for role in ROLES}
+        joined = [pool.submit(_join, parties, name) for name in parties.sites]
+        for one in joined:
+            one.result()
+        made = {role: key.result() for role, key in keys.items()}
+    line.say(f"1 coordinator, {len(parties.sites)} hospitals, {len(made)} API keys, all made on this machine")
+    return made
+
+
+def _make_key(parties: Parties, role: str) -> str:
+    return fedtwin(
+        "server", "key", "--home", parties.coordinator, "--role", role, "--name", f"demo {role}"
+    ).strip()
+
+
+def _join(parties: Parties, name: str) -> None:
+    """What a hospital's data manager does, and the operator's one answer."""
+    home = parties.sites[name]
+    fedtwin(
+        *("site", "init", "--home", home, "--name", name, "--federation", parties.invitation),
+        *("--data", home.parent / "patients.csv", "--patient-id", "patient_id", "--epsilon", str(CAPS[name])),
+    )
+    fedtwin("site", "validate", "--home", home, STUDY_FILE)
+    fedtwin("server", "enrol", "--home", parties.coordinator, home / "card.json")
