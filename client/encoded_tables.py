@@ -100,7 +100,7 @@ class _Draft:
         self.path = Path(name)
 
     def write(self, rows: np.ndarray) -> None:
-        view = memoryview(np.ascontiguousarray(rows).view(np.uint8)).cast("B")
+        view = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
         while len(view):
             view = view[os.write(self._fd, view) :]
 
