@@ -30,6 +30,9 @@ from privacy.noise import NoiseSource
 from privacy.opacus_hooks import OpacusHooksClip
 
 Clipping = Literal["book-keeping", "opacus-hooks"]
+CACHED_NUMBERS = (
+    2**14
+)  # float64 numbers worked on at once, so that several passes over them stay in the cache
 
 
 class PatientRecords(Protocol):
@@ -105,10 +108,11 @@ class KeyedNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
         scale = self.noise_multiplier * self.max_grad_norm
         grid = public_grid(scale)
         total = self._noise.normal((sums.flat.numel(),), scale=scale).to(sums.flat.device)
-        total += sums.flat
-        round_to_grid_(total, grid)
-        total += free_sums.flat
-        total /= self._divisor
+        piece = CACHED_NUMBERS if total.device.type == "cpu" else len(total)
+        for part, exact, free in zip(
+            *(torch.split(t, piece) for t in (total, sums.flat, free_sums.flat)), strict=True
+        ):
+            round_to_grid_(part.add_(exact), grid).add_(free).div_(self._divisor)
         parts = torch.split(total.to(next(iter(sums.of)).dtype), [view.numel() for view in sums.of.values()])
         for p, part in zip(sums.of, parts, strict=True):
             p.grad = part.view_as(p).to(p.dtype)

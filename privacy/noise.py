@@ -121,6 +121,17 @@ class SystemNoise:
         np.multiply(out, 2.0**-52, out=out)
         return torch.from_numpy(out)
 
+    def example_block(self) -> tuple[np.ndarray, np.ndarray]:
+        """A block of keystream words and the normals made of them, for measuring the arithmetic.
+
+        Never add these to anything: whoever holds the words knows the noise.
+        """
+        with self._lock:
+            self._check_process()
+            out = np.empty(BLOCK_NORMALS, dtype=np.float64)
+            self._fill(out)
+            return self._stream[:BLOCK_NORMALS].copy(), out
+
     def _fill(self, out: np.ndarray) -> None:
         """Write BLOCK_NORMALS standard normals to `out`: sqrt(-2 ln u) times cos and sin of a uniform angle."""
         bits = self._keystream()
