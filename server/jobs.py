@@ -124,6 +124,7 @@ def main() -> None:
     if home is None:
         parser.error("give --home, or set FEDTWIN_HOME")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     check_rooms()
     store = Store.open(CoordinatorHome.open(Path(home)))
     signal.signal(signal.SIGTERM, signal.default_int_handler)

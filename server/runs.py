@@ -138,7 +138,7 @@ def resume_run(store: Store, run_id: str) -> Run:
             raise ConflictError(f"run {run_id!r} is {run.state}; only a stopped or failed run can be resumed")
         _refuse_second(store, session)
         run.state, run.active, run.stop_requested = "queued", 1, False
-        run.reason, run.ended_at = "", None
+        run.reason, run.ended_at, run.flower_run_id = "", None, None
         _say(store, session, run_id, f"resumed after round {run.round}")
         return _run(run)
 

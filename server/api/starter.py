@@ -49,6 +49,7 @@ class FlowerStarter:
     def __init__(self, home: CoordinatorHome, store: Store) -> None:
         self._home = home
         self._store = store
+        self._told = ""
 
     def start(self, run_id: str) -> str:
         """Start the round loop of a queued run; see `RunStarter`."""
@@ -71,7 +72,7 @@ class FlowerStarter:
             with Control(self._home) as control:
                 self._register(control.register_site)
         except ControlError as error:
-            log.warning("sites' nodes are let in once the SuperLink answers: %s", error)
+            self._warn_once(f"sites' nodes are let in once the SuperLink answers: {error}")
 
     def watch(self, stopped: threading.Event) -> None:
         """Until `stopped`: let newly enrolled sites in, and end runs whose round loop died."""
@@ -93,7 +94,7 @@ class FlowerStarter:
             with Control(self._home) as control:
                 status = control.run_status(int(run.flower_run_id))
         except (ControlError, KeyError) as error:
-            log.warning("run %s cannot be looked up: %s", run.id, error)
+            self._warn_once(f"run {run.id} cannot be looked up: {error}")
             return
         again = runs.active_run(self._store)
         if status.finished and again is not None and again.flower_run_id == run.flower_run_id:
@@ -102,6 +103,12 @@ class FlowerStarter:
                 f"the round loop ended early ({status.state} {status.detail}".rstrip() + "); resume the run"
             )
             runs.finish_run(self._store, run.id, state, reason=reason)
+
+    def _warn_once(self, text: str) -> None:
+        """The watch comes by every two seconds; the log wants to hear of a change only."""
+        if text != self._told:
+            log.warning("%s", text)
+            self._told = text
 
     def _register(self, register: _Register) -> None:
         for site in sites.list_sites(self._store, state="enrolled"):

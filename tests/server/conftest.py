@@ -294,10 +294,11 @@ def scenario(store: Store, study: Study, site_keys: dict[str, SigningKey]) -> Sc
 
 @pytest.fixture
 def own_home(
-    tmp_path: Path, study: Study, site_keys: dict[str, SigningKey]
+    request: pytest.FixtureRequest, tmp_path: Path, study: Study, site_keys: dict[str, SigningKey]
 ) -> Iterator[tuple[CoordinatorHome, Scenario]]:
     """A coordinator's real home folder, for other processes to open, and its state in this one."""
-    home = CoordinatorHome.create(tmp_path / "home", api_port=1, superlink_port=2)
+    settings = {"api_port": 1, "superlink_port": 2, **getattr(request, "param", {})}
+    home = CoordinatorHome.create(tmp_path / "home", **settings)
     opened = Store.open(home)
     yield home, Scenario(store=opened, study=study, keys=site_keys)
     opened.close()
