@@ -1,0 +1,213 @@
+"""`fedtwin demo` as a new user runs it: to the end, stopped in the middle, and with a process killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from privacy.cli.supervisor import ProcessFailedError
+from server.demo.display import PhaseLine
+from server.demo.parties import Parties
+from server.demo.processes import DemoProcesses
+from server.demo.surface import fedtwin, fedtwin_command
+
+SITES = ("lakeside", "hillcrest", "northgate")
+
+
+def processes_of(home: Path) -> list[str]:
+    """Command lines of processes that have the folder in their arguments or their environment."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = entry.joinpath("cmdline").read_bytes() + entry.joinpath("environ").read_bytes()
+            if str(home).encode() in words and entry.name != str(os.getpid()):
+                found.append(entry.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
+def start(home: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        fedtwin_command("demo", "--home", home, *options),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def read_until(demo: subprocess.Popen[str], text: str, lines: list[str]) -> None:
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        lines.append(line)
+        if text in line:
+            return
+    raise AssertionError(f"{text!r} never came:\n{''.join(lines)}")
+
+
+def end(demo: subprocess.Popen[str], lines: list[str]) -> int:
+    assert demo.stdout is not None
+    lines.extend(demo.stdout)
+    return demo.wait(60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_that_cannot_start_is_named_with_its_log_and_nothing_is_left(tmp_path):
+    processes = DemoProcesses(Parties.within(tmp_path), tmp_path / "logs")
+    try:
+        with pytest.raises(ProcessFailedError):
+            processes.start(PhaseLine(title="Processes"))
+    finally:
+        processes.stop()
+    told = processes.explain()
+    assert re.search(r"The process that failed is '(coordinator|lakeside|hillcrest|northgate)'", told)
+    assert str(tmp_path / "logs") in told
+    assert "fedtwin:" in told
+    assert processes_of(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ctrl_c_in_the_first_phase_ends_at_once_and_leaves_nothing(tmp_path):
+    demo, lines = start(tmp_path / "demo", "--exit"), []
+    read_until(demo, "fedtwin demo in", lines)
+    time.sleep(1.0)
+    demo.send_signal(signal.SIGINT)
+    assert end(demo, lines) == 130, "".join(lines)
+    assert processes_of(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+class TestWholeDemo:
+    """One demo, looked at from all sides while it stays up, then ended with Ctrl-C."""
+
+    @pytest.fixture(scope="class")
+    def home(self, tmp_path_factory) -> Path:
+        return tmp_path_factory.mktemp("demo") / "demo-run"
+
+    @pytest.fixture(scope="class")
+    def told(self, home) -> str:
+        demo, lines = start(home), []
+        try:
+            read_until(demo, "Everything stays up until Ctrl-C", lines)
+            yield "".join(lines)
+            demo.send_signal(signal.SIGINT)
+            assert end(demo, lines) == 0, "".join(lines)
+            assert processes_of(home) == []
+        finally:
+            demo.kill()
+
+    def test_every_hospital_spent_no_more_than_the_study_allows(self, told):
+        spent = {name: float(value) for name, value in re.findall(r"(\w+) │\s+(\d\.\d+) │", told)}
+        assert set(spent) == set(SITES)
+        assert all(2.5 < value <= 3.0 for value in spent.values())
+
+    def test_the_cohort_has_a_thousand_patients_in_both_formats(self, told, home):
+        csv, parquet = (
+            pd.read_csv(home / "cohort" / "cohort.csv"),
+            pd.read_parquet(home / "cohort" / "cohort.parquet"),
+        )
+        assert len(csv) == len(parquet) == 1000
+        assert list(csv.columns) == list(parquet.columns)
+        assert (
+            "patient_id" not in csv.columns
+            or not csv["patient_id"].astype(str).str.fullmatch(r"P\d{5}").any()
+        )
+
+    def test_the_report_is_closer_than_independent_columns(self, told, home):
+        page = (home / "report.html").read_text()
+        figures = dict(re.findall(r'rowheader">([\w ]+)</span>.*?<b>([\d.]+)</b>', page))
+        assert float(figures["synthetic patients"]) < 0.7 * float(figures["independent columns"])
+        assert "For the demo only" in page
+
+    def test_the_ledger_verifies_and_one_changed_byte_breaks_it(self, told, home, tmp_path):
+        key = json.loads((home / "coordinator" / "federation.json").read_text())["ledger_key"]
+        assert "Everything that could be checked held." in fedtwin(
+            "audit", "verify", home / "ledger.zip", "--key", key
+        )
+        with (
+            zipfile.ZipFile(home / "ledger.zip") as whole,
+            zipfile.ZipFile(tmp_path / "bad.zip", "w") as broken,
+        ):
+            for name in whole.namelist():
+                data = bytearray(whole.read(name))
+                if name.startswith("tile/entries/"):
+                    data[data.index(b'"hillcrest"') + 1] ^= 1
+                broken.writestr(name, bytes(data))
+        ended = subprocess.run(
+            fedtwin_command("audit", "verify", tmp_path / "bad.zip", "--key", key),
+            capture_output=True,
+            check=False,
+        )
+        assert ended.returncode == 1
+
+    def test_every_hospitals_own_record_holds_and_shows_every_round(self, told, home):
+        for name in SITES:
+            shown = fedtwin("site", "spent", "--home", home / name / "site")
+            assert "The record's hash chain holds." in shown
+
+    def test_each_hospitals_secrets_are_private_to_its_owner(self, told, home):
+        for name in SITES:
+            files = [*(home / name / "site" / "keys").iterdir(), home / name / "patients.csv"]
+            assert all(file.suffix == ".pub" or file.stat().st_mode & 0o077 == 0 for file in files)
+
+    def test_a_key_opens_only_its_own_role(self, told):
+        url = re.search(r"API\s+(http\S+?)/docs", told)[1]
+        keys = dict(re.findall(r"^\s+(operator|researcher|auditor)\s+(ftw_\S+)", told, flags=re.M))
+
+        def status(key: str, path: str) -> int:
+            request = urllib.request.Request(url + path, headers={"Authorization": f"Bearer {key}"})
+            try:
+                return int(urllib.request.urlopen(request).status)
+            except urllib.error.HTTPError as error:
+                return error.code
+
+        assert status(keys["auditor"], "/v1/ledger/checkpoint") == 200
+        assert status(keys["researcher"], "/v1/ledger/checkpoint") == 403
+        assert status(keys["researcher"], "/v1/releases") == 200
+        assert status("ftw_nobody", "/v1/releases") == 401
+
+    def test_no_log_holds_a_patient_or_a_key(self, told, home):
+        logs = [log.read_text(errors="replace") for log in home.rglob("*.log")]
+        assert logs
+        for text in logs:
+            assert not re.search(r"\bP\d{5}\b", text)
+            assert not re.search(r"ftw_[a-z0-9]{10}_", text)
+
+    def test_a_second_demo_in_the_same_folder_is_told_so(self, told, home):
+        ended = subprocess.run(
+            fedtwin_command("demo", "--exit", "--home", home), capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 1
+        assert "a demo is running in" in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_hospital_ends_the_demo_with_its_name_and_log(tmp_path):
+    home = tmp_path / "demo"
+    demo, lines = start(home, "--exit"), []
+    read_until(demo, "done  Processes", lines)
+    victim = str(home / "hillcrest" / "site").encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        if b"site\0up\0" in (words := entry.joinpath("cmdline").read_bytes()) and victim in words:
+            os.kill(int(entry.name), signal.SIGKILL)
+    assert end(demo, lines) == 1
+    told = "".join(lines)
+    assert "The process that failed is 'hillcrest'" in told
+    assert str(home / "logs" / "hillcrest.log") in told
+    assert processes_of(home) == []
