@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +15,10 @@ import pandas as pd
 
 from models.study import Study
 from server.demo.display import Display, PhaseLine
-from server.demo.parties import COMMANDS_AT_ONCE, STUDY_FILE, Parties, create_parties, deal_patients
+from server.demo.parties import STUDY_FILE, Parties, create_parties, deal_patients
 from server.demo.processes import DemoProcesses
 from server.demo.report import ReportFacts, SitePrivacy, render_report
-from server.demo.surface import Api, SurfaceError, fedtwin, poll
+from server.demo.surface import Api, SurfaceError, at_once, fedtwin, poll
 from server.demo.training import follow_run
 
 COHORT_PATIENTS = 1000
@@ -148,8 +147,7 @@ class Demo:
             )
             if state["state"] != "failed":
                 raise SurfaceError(f"run {run} is {state['state']}, though no hospital has approved it yet")
-            with ThreadPoolExecutor(COMMANDS_AT_ONCE) as pool:
-                decided = list(pool.map(lambda home: _approve(home, study), self.parties.sites.values()))
+            decided = at_once(lambda home: _approve(home, study), list(self.parties.sites.values()))
             fedtwin("study", "resume", run, environment=login)
             if all(decided):
                 line.say(f"{len(decided)} hospitals saw what it would cost, and said yes")

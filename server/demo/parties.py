@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +11,11 @@ import pandas as pd
 
 from server.demo.data import load_survey, prepare_patients, split_by_site, write_sites
 from server.demo.display import PhaseLine
-from server.demo.surface import fedtwin
+from server.demo.surface import at_once, fedtwin
 
 STUDY_FILE = Path(__file__).with_name("study.toml")
 CAPS = {"lakeside": 4.0, "hillcrest": 3.0, "northgate": 3.5}  # of epsilon; each hospital's own decision
 ROLES = ("operator", "researcher", "auditor")
-COMMANDS_AT_ONCE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +74,8 @@ def create_parties(parties: Parties, line: PhaseLine) -> dict[str, str]:
     fedtwin("server", "init", "--home", parties.coordinator)
     fedtwin("server", "invite", "--home", parties.coordinator)
     line.say("the hospitals'")
-    with ThreadPoolExecutor(COMMANDS_AT_ONCE) as pool:
-        keys = {role: pool.submit(_make_key, parties, role) for role in ROLES}
-        joined = [pool.submit(_join, parties, name) for name in parties.sites]
-        for one in joined:
-            one.result()
-        made = {role: key.result() for role, key in keys.items()}
+    made = dict(zip(ROLES, at_once(lambda role: _make_key(parties, role), ROLES), strict=True))
+    at_once(lambda name: _join(parties, name), list(parties.sites))
     line.say(f"1 coordinator, {len(parties.sites)} hospitals, {len(made)} API keys, all made on this machine")
     return made
 

@@ -6,11 +6,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
+
+COMMANDS_AT_ONCE = 2
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
 
 
 class SurfaceError(RuntimeError):
@@ -48,6 +53,15 @@ def fedtwin(*arguments: str | Path, environment: dict[str, str] | None = None) -
         shown = " ".join(map(str, arguments))
         raise SurfaceError(f"`fedtwin {shown}` ended with status {ended.returncode}:\n{said}")
     return ended.stdout
+
+
+def at_once(work: Callable[[Item], Outcome], items: Sequence[Item]) -> list[Outcome]:
+    """Do `work` on all items, a few commands at a time; what has not begun is dropped once one fails."""
+    pool = ThreadPoolExecutor(COMMANDS_AT_ONCE)
+    try:
+        return list(pool.map(work, items))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class Api:

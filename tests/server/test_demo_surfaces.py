@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from rich.console import Console
 
 from server.demo.display import Display
 from server.demo.folder import LOCK_FILE, FolderError, demo_folder
-from server.demo.surface import Api, SurfaceError, fedtwin, poll
+from server.demo.surface import Api, SurfaceError, at_once, fedtwin, poll
 
 
 def test_a_second_demo_starts_fresh(tmp_path):
@@ -133,3 +134,18 @@ def test_polling_ends_when_something_has_died():
 def test_polling_ends_when_the_time_is_over():
     with pytest.raises(SurfaceError, match="the run took longer than 0 s; last seen: 7"):
         poll(lambda: 7, until=lambda _: False, alive=lambda: None, what="the run", timeout_seconds=0)
+
+
+def test_work_that_has_not_begun_is_dropped_once_one_fails():
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        if number == 0:
+            raise SurfaceError("the first failed")
+        time.sleep(0.05)
+        done.append(number)
+
+    with pytest.raises(SurfaceError, match="the first failed"):
+        at_once(work, list(range(100)))
+    assert len(done) < 50
+    assert at_once(lambda number: number + 1, [1, 2, 3]) == [2, 3, 4]
