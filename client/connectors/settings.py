@@ -164,15 +164,21 @@ class DicomSource(_Source):
         path: the folder, searched with all its subfolders.
         label: the keyword of the header field that holds the label, such as `Modality`.
         manifest: instead of `label`, a CSV file with the columns `sop_instance_uid` and `label`.
+        window_center, window_width: in rescaled units, such as Hounsfield units, for all images; where absent
+            each file's own window.
     """
 
     kind: Literal["dicom"]
     path: RequiredPath
     label: str = Field(default="", pattern=r"^([A-Z][A-Za-z0-9]*)?$")
     manifest: OptionalPath = None
+    window_center: float | None = None
+    window_width: float | None = Field(default=None, gt=1)
 
     @model_validator(mode="after")
     def _one_label(self) -> DicomSource:
+        if (self.window_center is None) != (self.window_width is None):
+            raise ValueError("give window_center and window_width together")
         if bool(self.label) and self.manifest is not None:
             raise ValueError("give label or manifest, not both")
         return self
