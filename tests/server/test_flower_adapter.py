@@ -212,7 +212,7 @@ def test_the_name_in_a_reply_does_not_make_it_another_sites() -> None:
 
 def test_a_reply_that_is_announced_and_never_sent_does_not_outlast_the_deadline() -> None:
     def withheld(object_id: str) -> bytes:
-        raise ObjectUnavailableError
+        raise ObjectUnavailableError(object_id)
 
     adapter._deadline.set(time.monotonic() + 0.3)
     started = time.monotonic()
