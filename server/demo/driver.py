@@ -18,7 +18,7 @@ from server.demo.display import Display, PhaseLine
 from server.demo.parties import STUDY_FILE, Parties, create_parties, deal_patients
 from server.demo.processes import DemoProcesses
 from server.demo.report import ReportFacts, SitePrivacy, render_report
-from server.demo.surface import Api, SurfaceError, at_once, fedtwin, poll
+from server.demo.surface import Api, SurfaceError, at_once, fedtwin, poll, shown_command
 from server.demo.training import follow_run
 
 COHORT_PATIENTS = 1000
@@ -190,11 +190,13 @@ class Demo:
         self, url: str, keys: Mapping[str, str], release: str, audit_command: str
     ) -> tuple[str, ...]:
         site = next(iter(self.parties.sites.values()))
+        command = shlex.quote(shown_command())
+        audit = audit_command.replace("ledger.zip", shlex.quote(str(self.folder / "ledger.zip")))
         return (
             f"export FEDTWIN_URL={url} FEDTWIN_KEY={keys['researcher']}",
-            f"fedtwin cohort request --release {release} -n 500 --where 'age >= 80 and married'",
-            f"fedtwin site spent --home {site}",
-            audit_command.replace("ledger.zip", str(self.folder / "ledger.zip")),
+            f"{command} cohort request --release {release} -n 500 --where 'age >= 80 and married'",
+            f"{command} site spent --home {shlex.quote(str(site))}",
+            command + audit.removeprefix("fedtwin"),
         )
 
 

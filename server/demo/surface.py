@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +32,15 @@ def fedtwin_command(*arguments: str | Path) -> tuple[str, ...]:
         else (sys.executable, "-c", "from privacy.cli import main; raise SystemExit(main())")
     )
     return (*start, *map(str, arguments))
+
+
+def shown_command() -> str:
+    """What a person types here to get this very `fedtwin`: the bare name where the shell finds it."""
+    script = Path(sys.executable).with_name("fedtwin")
+    found = shutil.which("fedtwin")
+    if found is not None and Path(found).resolve() == script.resolve():
+        return "fedtwin"
+    return str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)
 
 
 def fedtwin(*arguments: str | Path, environment: dict[str, str] | None = None) -> str:

@@ -19,7 +19,7 @@ from privacy.cli.supervisor import ProcessFailedError
 from server.demo.display import PhaseLine
 from server.demo.parties import Parties
 from server.demo.processes import DemoProcesses
-from server.demo.surface import fedtwin, fedtwin_command
+from server.demo.surface import fedtwin, fedtwin_command, shown_command
 
 SITES = ("lakeside", "hillcrest", "northgate")
 
@@ -179,6 +179,19 @@ class TestWholeDemo:
         assert status(keys["researcher"], "/v1/ledger/checkpoint") == 403
         assert status(keys["researcher"], "/v1/releases") == 200
         assert status("ftw_nobody", "/v1/releases") == 401
+
+    def test_every_command_that_it_tells_to_try_next_works(self, told, tmp_path):
+        commands = told.partition("Try next, in another terminal:\n")[2].partition("\n\n")[0]
+        assert len(commands.splitlines()) == 4
+        script = commands.replace(shown_command(), str(Path(fedtwin_command()[0])))
+        ended = subprocess.run(
+            ["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+        )
+        assert ended.returncode == 0, ended.stdout[-1000:] + ended.stderr[-1000:]
+        drawn = pd.read_csv(next(tmp_path.glob("cohort-*/cohort.csv")))
+        assert len(drawn) == 500
+        assert drawn["age"].min() >= 80
+        assert drawn["married"].all()
 
     def test_no_log_holds_a_patient_or_a_key(self, told, home):
         logs = [log.read_text(errors="replace") for log in home.rglob("*.log")]
