@@ -161,7 +161,7 @@ class SiteRounds:
         )
 
     def _measure(self, request: RoundRequest, table: EncodedTable) -> dict[str, Tensor]:
-        layout = MomentLayout(request.study.table.cardinalities)
+        layout = MomentLayout.of(request.study.table)
         multiplier = request.study.measure.noise_multiplier
         assert multiplier is not None  # is_calibrated was checked
         noisy = release_sum(

@@ -6,12 +6,13 @@ It is post-processing of the sites' releases, so it may travel and be looked at 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from models.generator import MixtureGenerator
-from models.moments import MomentLayout
+from models.moments import LABEL_TRIPLE_WEIGHT, MomentCounts, MomentLayout
 
 
 class AnchorError(ValueError):
@@ -24,14 +25,13 @@ class Anchor:
 
     Attributes:
         layout: which columns.
-        one_way: (D,) frequencies of the columns' levels, noisy, of sum 1 per column up to noise.
-        interactions: (D, D) symmetric, centred pair frequencies, noisy; zero within a column.
-        noise_std: standard deviation of the noise of one frequency.
+        frequencies: the layout's counts over the patients, noisy; columns sum to 1 up to noise.
+        noise_std: standard deviation of the noise of one frequency; of a label's interaction it is this over
+            `LABEL_TRIPLE_WEIGHT`.
     """
 
     layout: MomentLayout
-    one_way: Tensor
-    interactions: Tensor
+    frequencies: MomentCounts
     noise_std: float
 
     @classmethod
@@ -48,27 +48,23 @@ class Anchor:
         """
         if not bool(torch.isfinite(noisy_sum).all()):
             raise AnchorError("the summed moments hold a value that is not finite")
-        one_way, interactions = layout.counts(noisy_sum)
         # Each column's levels sum to the patients; the estimate's variance is smallest weighted by 1/levels.
+        one_way = noisy_sum[: layout.width].double() / layout.scale
         totals = torch.stack([part.sum() for part in one_way.split(layout.cardinalities)])
         precision = 1 / torch.tensor(layout.cardinalities, dtype=torch.float64)
         num_patients = float((totals * precision).sum() / precision.sum())
-        cell_std = noise_std / layout.scale
-        if num_patients <= max(1.0, 3 * cell_std / float(precision.sum()) ** 0.5):
+        count_std = noise_std / layout.scale
+        if num_patients <= max(1.0, 3 * count_std / float(precision.sum()) ** 0.5):
             raise AnchorError(
                 f"the moments tell of {num_patients:.0f} patients, within the noise of none "
-                f"(standard deviation of a count: {cell_std:.0f}); more patients or a larger epsilon are needed"
+                f"(standard deviation of a count: {count_std:.0f}); more patients or a larger epsilon are needed"
             )
-        return cls(layout, one_way / num_patients, interactions / num_patients, cell_std / num_patients)
+        return cls(layout, layout.read(noisy_sum / num_patients), count_std / num_patients)
 
     def to_tensor(self) -> Tensor:
         """(size + 1,) float64: for the wire; `from_tensor` reads it."""
-        panels = [
-            self.interactions[start:end, end:].flatten()
-            for start, end in zip(self.layout.offsets, self.layout.offsets[1:], strict=False)
-        ]
         noise = torch.tensor([self.noise_std], dtype=torch.float64)
-        return torch.cat([self.one_way, *panels, noise])
+        return torch.cat([self.layout.write(self.frequencies), noise])
 
     @classmethod
     def from_tensor(cls, layout: MomentLayout, values: Tensor) -> Anchor:
@@ -82,29 +78,47 @@ class Anchor:
                 f"the anchor must hold {layout.size + 1} finite values; found {tuple(values.shape)}"
             )
         values = values.double()
-        one_way, interactions = layout.counts(values[:-1] * layout.scale)
-        return cls(layout, one_way, interactions, float(values[-1]))
+        return cls(layout, layout.read(values[:-1]), float(values[-1]))
 
-    def residuals(self, generator: MixtureGenerator) -> tuple[Tensor, Tensor]:
-        """Generator minus anchor: one-way (D,) and interactions (D, D), zero within a column; float32."""
+    @cached_property
+    def _targets(self) -> tuple[Tensor, Tensor, Tensor]:
+        found = self.frequencies
+        return found.one_way.float(), found.interactions.float(), found.label_interactions.float()
+
+    def residuals(self, generator: MixtureGenerator) -> MomentCounts:
+        """Generator less anchor, as frequencies in float32."""
+        layout = self.layout
+        one_way, interactions, label_interactions = self._targets
         P, w = generator.probabilities(), generator.weights()
-        centred = P - self.layout.centre.float()
-        M = (centred * w[:, None]).T @ centred
-        column = self.layout.column_of
-        other = column[:, None] != column
-        return w @ P - self.one_way.float(), (M - self.interactions.float()) * other
+        centred = P - layout.centre.float()
+        weighted = centred * w[:, None]
+        found = [
+            (weighted * (P[:, self._label] @ contrast)[:, None]).T @ centred * layout.between_others
+            - measured
+            for contrast, measured in zip(layout.contrasts.float(), label_interactions, strict=True)
+        ]
+        return MomentCounts(
+            w @ P - one_way,
+            weighted.T @ centred * layout.between - interactions,
+            torch.stack(found) if found else label_interactions,
+        )
 
-    def loss(
-        self, generator: MixtureGenerator, *, label: int | None = None, label_weight: float = 1.0
-    ) -> Tensor:
-        """Sum of squared residuals of all columns and of all pairs: the noise's Gaussian likelihood, scaled.
+    @property
+    def _label(self) -> slice:
+        label = self.layout.label
+        return slice(0, 0) if label is None else slice(*self.layout.offsets[label : label + 2])
+
+    def loss(self, generator: MixtureGenerator, *, label_weight: float = 1.0) -> Tensor:
+        """Sum of squared residuals of all that was measured: the noise's Gaussian likelihood, scaled.
 
         Columns and pairs with the label weigh `label_weight`.
         """
-        one_way, interactions = self.residuals(generator)
-        total = one_way.square().sum() + interactions.square().sum() / 2  # each pair stands twice
-        if label is not None and label_weight != 1:
-            own = slice(self.layout.offsets[label], self.layout.offsets[label + 1])
-            extra = one_way[own].square().sum() + interactions[own].square().sum()
+        off = self.residuals(generator)
+        # Each pair stands twice in a symmetric table.
+        total = off.one_way.square().sum() + off.interactions.square().sum() / 2
+        total = total + LABEL_TRIPLE_WEIGHT**2 * off.label_interactions.square().sum() / 2
+        if label_weight != 1:
+            own = self._label
+            extra = off.one_way[own].square().sum() + off.interactions[own].square().sum()
             total = total + (label_weight - 1) * extra
         return total

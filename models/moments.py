@@ -1,10 +1,14 @@
-"""What is measured: every 1-way and 2-way marginal of the one-hot records, as one vector per site.
+"""What is measured: every 1-way and 2-way marginal of the one-hot records, and each pair's with the label.
 
 For columns a <= b let Y_ab be the table of counts of their levels: for a = b the counts of one column, else a
 pair. With C_a = I - 11'/d_a the vector holds
 
-    scale * Y_aa                    for each column (its levels),
-    scale * C_a Y_ab C_b            for each pair (their interaction).
+    scale * Y_aa                            for each column (its levels),
+    scale * C_a Y_ab C_b                    for each pair (their interaction),
+    scale * v * C_a (sum_l h_kl Y_ab|l) C_b for each pair of other columns, with the label at level l,
+
+where the rows h_k of a Helmert matrix span what contrasts the label's levels and v = LABEL_TRIPLE_WEIGHT. The
+last part is left out without a label, or with one of more than MAX_LABEL_LEVELS levels.
 
 The main effects of a pair are the columns' own counts, so measuring them again in each pair would only buy
 noise: a patient's interaction has an L2 norm of sqrt((1 - 1/d_a)(1 - 1/d_b)) instead of 1. `scale` then brings
@@ -26,28 +30,61 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from models.schema import StudySchema
 from models.table import EncodedTable, column_offsets
 
+LABEL_TRIPLE_WEIGHT = 0.6
+MAX_LABEL_LEVELS = 5
 _CHUNK_RECORDS = 65_536
+
+
+@dataclass(frozen=True)
+class MomentCounts:
+    """A vector read back as estimates of counts, or of frequencies when it was divided by the patients.
+
+    Attributes:
+        one_way: (D,) of each column's levels.
+        interactions: (D, D) symmetric; block (a, b) is C_a Y_ab C_b, blocks (a, a) are zero.
+        label_interactions: (L - 1, D, D) symmetric; the same, contrasted by the label's L levels; zero where
+            the label itself is a or b. (0, D, D) where they are not measured.
+    """
+
+    one_way: Tensor
+    interactions: Tensor
+    label_interactions: Tensor
 
 
 @dataclass(frozen=True)
 class MomentLayout:
     """Which entry of the measured vector is what.
 
-    The vector is [counts of all columns (D)] followed, for each column a, by the interactions with all later
-    columns as one panel of shape (d_a, width of the later columns), row by row.
+    The vector is [counts of all columns (D)], then for each column a the interactions with all later columns as
+    one panel of shape (d_a, width of the later columns), row by row, then the same panels without the label
+    for each contrast of the label.
 
     Attributes:
         cardinalities: levels of each column, K of them, D in all.
+        label: index of the column whose triples are measured, or None.
     """
 
     cardinalities: tuple[int, ...]
+    label: int | None = None
 
-    def __init__(self, cardinalities: Sequence[int]) -> None:
+    def __init__(self, cardinalities: Sequence[int], label: int | None = None) -> None:
         if not cardinalities or min(cardinalities) < 1:
             raise ValueError(f"cardinalities are {tuple(cardinalities)}; each column needs at least 1 level")
+        if label is not None and not 0 <= label < len(cardinalities):
+            raise ValueError(f"label is {label}; there are {len(cardinalities)} columns")
+        if label is not None and not 2 <= cardinalities[label] <= MAX_LABEL_LEVELS:
+            label = None
         object.__setattr__(self, "cardinalities", tuple(int(d) for d in cardinalities))
+        object.__setattr__(self, "label", label)
+
+    @classmethod
+    def of(cls, schema: StudySchema) -> MomentLayout:
+        """The layout of a study's table."""
+        label = None if schema.label is None else schema.names.index(schema.label)
+        return cls(schema.cardinalities, label)
 
     @property
     def num_columns(self) -> int:
@@ -64,11 +101,35 @@ class MomentLayout:
         """Where each column starts in a one-hot record, and D last."""
         return tuple(column_offsets(self.cardinalities).tolist())
 
+    @property
+    def num_contrasts(self) -> int:
+        """Contrasts of the label that pairs are measured with: its levels less one, or 0."""
+        return 0 if self.label is None else self.cardinalities[self.label] - 1
+
+    @cached_property
+    def contrasts(self) -> Tensor:
+        """(num_contrasts, L) float64: orthonormal rows of sum zero (Helmert)."""
+        if self.label is None:
+            return torch.zeros(0, 1, dtype=torch.float64)
+        levels = self.cardinalities[self.label]
+        rows = torch.zeros(levels - 1, levels, dtype=torch.float64)
+        for k in range(1, levels):
+            rows[k - 1, :k], rows[k - 1, k] = 1.0, -float(k)
+        return rows / rows.norm(dim=1, keepdim=True)
+
+    def _panels(self, *, with_label: bool) -> list[tuple[int, list[int]]]:
+        """Each column with the later columns that its panel holds."""
+        columns = [k for k in range(self.num_columns) if with_label or k != self.label]
+        return [(a, [b for b in columns if b > a]) for a in columns]
+
     @cached_property
     def size(self) -> int:
         """Entries of the vector."""
-        panels = (d * (self.width - end) for d, end in zip(self.cardinalities, self.offsets[1:], strict=True))
-        return self.width + sum(panels)
+        pairs, triples = (
+            sum(self.cardinalities[a] * sum(self.cardinalities[b] for b in later) for a, later in panels)
+            for panels in (self._panels(with_label=True), self._panels(with_label=False))
+        )
+        return self.width + pairs + self.num_contrasts * triples
 
     @property
     def sensitivity(self) -> float:
@@ -78,9 +139,13 @@ class MomentLayout:
     @cached_property
     def scale(self) -> float:
         """Factor between counts and the vector: `sensitivity` over a record's L2 norm before scaling."""
-        interaction = [1 - 1 / d for d in self.cardinalities]
-        pairs = (sum(interaction) ** 2 - sum(r * r for r in interaction)) / 2
-        return self.sensitivity / math.sqrt(self.num_columns + pairs)
+        # Squared norms of centred one-hot parts; (1/2)((sum)^2 - sum of squares) adds their products over pairs.
+        parts = [1 - 1 / d for d in self.cardinalities]
+        squared = self.num_columns + pair_sum(parts)
+        if self.label is not None:
+            others = [part for k, part in enumerate(parts) if k != self.label]
+            squared += LABEL_TRIPLE_WEIGHT**2 * parts[self.label] * pair_sum(others)
+        return self.sensitivity / math.sqrt(squared)
 
     def sum(self, table: EncodedTable) -> Tensor:
         """The vector summed over patients: float64 (size,).
@@ -96,67 +161,92 @@ class MomentLayout:
         """
         if table.codes.shape[1] != self.num_columns:
             raise ValueError(f"the table has {table.codes.shape[1]} columns, the layout {self.num_columns}")
-        counts = [torch.zeros(d * self.width, dtype=torch.float64) for d in self.cardinalities]
-        sizes = table.patient_offsets.diff()
+        levels = self.num_contrasts + 1
+        sizes = [levels * d * self.width for d in self.cardinalities]
+        counts = [torch.zeros(size, dtype=torch.float64) for size in sizes]
+        records = table.patient_offsets.diff()
         weights = None
-        if bool((sizes > 1).any()):
-            weights = (1 / sizes.double()).repeat_interleave(sizes)
+        if bool((records > 1).any()):
+            weights = (1 / records.double()).repeat_interleave(records)
         places = column_offsets(self.cardinalities)[:-1]
         for start in range(0, table.num_records, _CHUNK_RECORDS):
-            codes = table.codes[start : start + _CHUNK_RECORDS].long()
+            codes = table.codes[start : start + _CHUNK_RECORDS].long()  # large tables come as narrow integers
             placed = codes + places
-            for a in range(self.num_columns):
-                cells = (codes[:, a : a + 1] * self.width + placed[:, a:]).flatten()
+            for a, d in enumerate(self.cardinalities):
+                rows = codes[:, a] if self.label is None else codes[:, self.label] * d + codes[:, a]
+                cells = (rows[:, None] * self.width + placed[:, a:]).flatten()
                 repeated = None
                 if weights is not None:
                     chunk = weights[start : start + _CHUNK_RECORDS]
                     repeated = chunk.repeat_interleave(self.num_columns - a)
-                counts[a] += torch.bincount(cells, repeated, minlength=len(counts[a]))
-        return self._joined([count.view(d, -1) for count, d in zip(counts, self.cardinalities, strict=True)])
+                counts[a] += torch.bincount(cells, repeated, minlength=sizes[a])
+        shaped = [
+            count.view(levels, d, self.width) for count, d in zip(counts, self.cardinalities, strict=True)
+        ]
+        return self._joined(shaped)
 
     def _joined(self, counts: list[Tensor]) -> Tensor:
-        """Panels of raw counts (d_a, D), of which columns before a are not used, as one scaled vector."""
-        diagonals = [
-            count[:, start:end].diagonal()
-            for count, start, end in zip(counts, self.offsets, self.offsets[1:], strict=False)
+        """Raw counts (levels of the label, d_a, D) of each column with itself and later ones as one vector."""
+        totals = [count.sum(0) for count in counts]
+        parts = [
+            total[:, start:end].diagonal()
+            for total, start, end in zip(totals, self.offsets, self.offsets[1:], strict=False)
         ]
-        panels = [
-            self._centred(count[:, end:], a)
-            for a, (count, end) in enumerate(zip(counts, self.offsets[1:], strict=True))
-        ]
-        return torch.cat([*diagonals, *(panel.flatten() for panel in panels)]) * self.scale
+        parts += [self._centred(totals[a], later).flatten() for a, later in self._panels(with_label=True)]
+        for contrast in self.contrasts * LABEL_TRIPLE_WEIGHT:
+            parts += [
+                self._centred(torch.tensordot(contrast, counts[a], 1), later).flatten()
+                for a, later in self._panels(with_label=False)
+            ]
+        return torch.cat(parts) * self.scale
 
-    def _centred(self, panel: Tensor, a: int) -> Tensor:
-        """C_a Y_ab C_b for all b > a: (d_a, later width)."""
-        panel = panel - panel.mean(0)
-        widths = self.cardinalities[a + 1 :]
-        if not widths:
-            return panel
-        return torch.cat([block - block.mean(1, keepdim=True) for block in panel.split(widths, 1)], 1)
+    def _centred(self, rows: Tensor, columns: list[int]) -> Tensor:
+        """C_a Y_ab C_b side by side for all b of `columns`, from (d_a, D) rows of which only those are used."""
+        rows = rows - rows.mean(0)
+        blocks = [rows[:, self.offsets[b] : self.offsets[b + 1]] for b in columns]
+        centred = [block - block.mean(1, keepdim=True) for block in blocks]
+        return torch.cat(centred, 1) if centred else rows[:, :0]
 
-    def counts(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """The vector as estimates of counts.
+    def read(self, vector: Tensor) -> MomentCounts:
+        """The vector as estimates of counts; the part of the noise that no count can produce is taken out.
 
         Args:
             vector: (size,) a sum over patients, usually noisy.
-
-        Returns:
-            one_way: (D,) counts of each column's levels.
-            interactions: (D, D) symmetric; block (a, b) is C_a Y_ab C_b, centred again, blocks (a, a) zero.
         """
         if vector.shape != (self.size,):
             raise ValueError(f"the vector has shape {tuple(vector.shape)}; this layout needs ({self.size},)")
         vector = vector.double() / self.scale
         one_way, rest = vector[: self.width], vector[self.width :]
-        interactions = torch.zeros(self.width, self.width, dtype=torch.float64)
-        for a, (d, start, end) in enumerate(
-            zip(self.cardinalities, self.offsets, self.offsets[1:], strict=False)
+        interactions, rest = self._read_panels(rest, with_label=True)
+        found = torch.zeros(self.num_contrasts, self.width, self.width, dtype=torch.float64)
+        for k in range(self.num_contrasts):
+            found[k], rest = self._read_panels(rest, with_label=False)
+        return MomentCounts(one_way, interactions, found / LABEL_TRIPLE_WEIGHT)
+
+    def _read_panels(self, rest: Tensor, *, with_label: bool) -> tuple[Tensor, Tensor]:
+        """The next (D, D) interactions and what follows them."""
+        found = torch.zeros(self.width, self.width, dtype=torch.float64)
+        for a, later in self._panels(with_label=with_label):
+            d, width = self.cardinalities[a], sum(self.cardinalities[b] for b in later)
+            panel, rest = rest[: d * width].view(d, width), rest[d * width :]
+            places = torch.isin(self.column_of, torch.tensor(later, dtype=torch.int64))
+            rows = torch.zeros(d, self.width, dtype=torch.float64)
+            rows[:, places] = panel
+            found[self.offsets[a] : self.offsets[a + 1], places] = self._centred(rows, later)
+        return found + found.T, rest
+
+    def write(self, counts: MomentCounts) -> Tensor:
+        """The vector (size,) that `read` gives these counts for."""
+        parts = [counts.one_way]
+        for weight, symmetric in (
+            (1.0, counts.interactions),
+            *((LABEL_TRIPLE_WEIGHT, one) for one in counts.label_interactions),
         ):
-            later = self.width - end
-            panel, rest = rest[: d * later].view(d, later), rest[d * later :]
-            # The part of the noise that no count can produce is taken out.
-            interactions[start:end, end:] = self._centred(panel, a)
-        return one_way, interactions + interactions.T
+            for a, later in self._panels(with_label=weight == 1.0):
+                places = torch.isin(self.column_of, torch.tensor(later, dtype=torch.int64))
+                rows = symmetric[self.offsets[a] : self.offsets[a + 1]]
+                parts.append(weight * rows[:, places].flatten())
+        return torch.cat(parts) * self.scale
 
     @cached_property
     def column_of(self) -> Tensor:
@@ -167,3 +257,19 @@ class MomentLayout:
     def centre(self) -> Tensor:
         """1/d of each one-hot place's column: (D,) float64; a one-hot record less this is centred."""
         return (1 / torch.tensor(self.cardinalities, dtype=torch.float64))[self.column_of]
+
+    @cached_property
+    def between(self) -> Tensor:
+        """(D, D) float32: 1 where two places belong to different columns, else 0."""
+        return (self.column_of[:, None] != self.column_of).float()
+
+    @cached_property
+    def between_others(self) -> Tensor:
+        """(D, D) float32: as `between`, 0 also where one of the places is the label's."""
+        other = (self.column_of != (-1 if self.label is None else self.label)).float()
+        return self.between * other[:, None] * other
+
+
+def pair_sum(parts: Sequence[float]) -> float:
+    """Sum of the products of all pairs."""
+    return (sum(parts) ** 2 - sum(part * part for part in parts)) / 2

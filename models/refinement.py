@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.anchor import Anchor
 from models.generator import MixtureGenerator
 from models.losses import fake_loss, generator_loss, real_loss
-from models.moments import MomentLayout
+from models.moments import LABEL_TRIPLE_WEIGHT, MomentLayout, pair_sum
 from models.study import Study
 
 PerRecordLoss = Callable[[Tensor], Tensor]
@@ -43,8 +43,7 @@ def refine_generator(
     """
     settings, cardinalities = study.refine, study.table.cardinalities
     generator = MixtureGenerator.from_arrays(arrays, cardinalities)
-    anchor = Anchor.from_tensor(MomentLayout(cardinalities), arrays["anchor"])
-    label = None if study.table.label is None else study.table.names.index(study.table.label)
+    anchor = Anchor.from_tensor(MomentLayout.of(study.table), arrays["anchor"])
     optimizer = torch.optim.Adam(
         generator.parameters(), lr=settings.generator_learning_rate, betas=(0.5, 0.9)
     )
@@ -62,7 +61,6 @@ def refine_generator(
             num_fakes=settings.num_fakes,
             temperature=settings.temperature,
             anchor_weight=settings.anchor_weight,
-            label=label,
             label_weight=study.warm_start.label_weight,
         )
     refined = generator.to_arrays()
@@ -78,14 +76,13 @@ def generator_step(
     num_fakes: int,
     temperature: float,
     anchor_weight: float,
-    label: int | None = None,
     label_weight: float = 1.0,
 ) -> float:
     """One step of the generator against a discriminator, held by the anchor; the loss before it."""
     fakes = generator.hard_samples(num_fakes, temperature)
     loss = generator_loss(discriminator(fakes)).mean()
     if anchor_weight:
-        loss = loss + anchor_weight * anchor.loss(generator, label=label, label_weight=label_weight)
+        loss = loss + anchor_weight * anchor.loss(generator, label_weight=label_weight)
     optimizer.zero_grad(set_to_none=True)
     # Only the generator's parameters: the discriminator moves under DP-SGD alone.
     gradients = torch.autograd.grad(loss, list(generator.parameters()), allow_unused=True)
@@ -132,26 +129,26 @@ def score(study: Study, generator: Mapping[str, Tensor], anchor: Mapping[str, Te
         cannot tell from the truth; `residual_one_way`: as `residual`, over single columns.
     """
     cardinalities = study.table.cardinalities
-    held = Anchor.from_tensor(MomentLayout(cardinalities), anchor["anchor"])
+    held = Anchor.from_tensor(MomentLayout.of(study.table), anchor["anchor"])
     return scores_of(MixtureGenerator.from_arrays(generator, cardinalities), held)
 
 
 @torch.no_grad()
 def scores_of(generator: MixtureGenerator, anchor: Anchor) -> dict[str, float]:
     """See `score`."""
-    one_way, interactions = anchor.residuals(generator)
-    layout = anchor.layout
+    off, layout = anchor.residuals(generator), anchor.layout
     # Degrees of freedom: centring leaves (d_a - 1)(d_b - 1) of a pair's cells to the noise.
-    free = torch.tensor([d - 1.0 for d in layout.cardinalities])
-    pairs = float((free.sum() ** 2 - free.square().sum()) / 2)
+    free = [d - 1.0 for d in layout.cardinalities]
+    others = [d for k, d in enumerate(free) if k != layout.label]
+    cells = layout.width + pair_sum(free) + layout.num_contrasts * pair_sum(others)
+    singles = float(off.one_way.square().sum())
+    squares = float(off.interactions.square().sum()) / 2
+    triples = LABEL_TRIPLE_WEIGHT**2 * float(off.label_interactions.square().sum()) / 2
     variance = max(anchor.noise_std, 1e-9) ** 2
-    squares = float(interactions.square().sum()) / 2
-    singles = float(one_way.square().sum())
-    free_cells = layout.width + pairs
-    residual = (singles + squares) / (variance * free_cells)
+    residual = (singles + squares + triples) / (variance * cells)
     # A chi-square mean over n cells has a standard deviation of sqrt(2/n): allow two of them.
     return {
-        "misfit": max(0.0, residual - 1 - 2 * (2 / free_cells) ** 0.5),
+        "misfit": max(0.0, residual - 1 - 2 * (2 / cells) ** 0.5),
         "residual": residual,
         "residual_one_way": singles / (variance * layout.width),
     }

@@ -44,7 +44,8 @@ class WarmStartSettings(Frozen):
 
     Attributes:
         components: product distributions in the mixture; 0 lets the warm start choose by the noise.
-        steps, learning_rate: of Adam with a cosine schedule.
+        steps: at most so many iterations of L-BFGS.
+        learning_rate: of the few steps with Adam that it starts from.
         shrinkage: multiple of the penalty, set by the noise, on what a component tells of the columns (their
             mutual information); it keeps noise from being fitted.
         label_weight: weight of pairs with the label column.

@@ -21,6 +21,8 @@ from models.study import Study
 
 Progress = Callable[[float], None]
 
+START_STEPS = 60
+
 INFORMATION_PER_NOISE = 1.5
 """Penalty on mutual information over the standard deviation of a frequency's noise.
 
@@ -36,7 +38,8 @@ class FitPlan:
 
     Attributes:
         components: C.
-        steps, learning_rate: of Adam with a cosine schedule.
+        steps: at most so many iterations of L-BFGS, after a start of `START_STEPS` steps with Adam.
+        learning_rate: of that start.
         shrinkage: weight of the mutual information (nats, summed over columns) in the loss.
     """
 
@@ -52,18 +55,22 @@ class WarmStart:
 
     Attributes:
         generator: the fitted mixture.
-        anchor: (size + 1,) the noisy frequencies and their noise; see `models.anchor.Anchor.to_tensor`.
+        fitted_to: the noisy frequencies.
         plan: how it was fitted.
     """
 
     generator: MixtureGenerator
-    anchor: Tensor
+    fitted_to: Anchor
     plan: FitPlan
+
+    @property
+    def anchor(self) -> Tensor:
+        """(size + 1,) the noisy frequencies for the wire; see `models.anchor.Anchor.to_tensor`."""
+        return self.fitted_to.to_tensor()
 
     def scores(self) -> dict[str, float]:
         """Fit on the noisy moments; see `models.refinement.score`."""
-        held = Anchor.from_tensor(MomentLayout(self.generator.cardinalities), self.anchor)
-        return scores_of(self.generator, held)
+        return scores_of(self.generator, self.fitted_to)
 
 
 def warm_start(
@@ -90,20 +97,22 @@ def warm_start(
     Raises:
         AnchorError: the moments are not finite, or tell of no patients.
     """
-    layout = MomentLayout(study.table.cardinalities)
+    layout = MomentLayout.of(study.table)
     anchor = Anchor.from_sum(layout, noisy_sum, noise_std=noise_std * num_releases**0.5)
     plan = plan_fit(study, anchor)
-    label = None if study.table.label is None else study.table.names.index(study.table.label)
     generator = fit_mixture(
-        anchor, plan, label=label, label_weight=study.warm_start.label_weight, progress=progress, seed=seed
+        anchor, plan, label_weight=study.warm_start.label_weight, progress=progress, seed=seed
     )
-    return WarmStart(generator, anchor.to_tensor(), plan)
+    return WarmStart(generator, anchor, plan)
 
 
 def plan_fit(study: Study, anchor: Anchor) -> FitPlan:
     """Components and penalty by the noise."""
-    settings, noise = study.warm_start, max(anchor.noise_std, 1e-7)
-    components = settings.components or int(min(3000, max(300, 2.0 / noise)))
+    settings, noise, width = study.warm_start, max(anchor.noise_std, 1e-5), anchor.layout.width
+    # Finer shapes where the noise lets them be seen; a step costs components x width^2.
+    components = settings.components or int(
+        min(max(100.0, 15 / noise**0.5), 1_500.0, max(100.0, 4e9 / width**2))
+    )
     return FitPlan(
         components=components,
         steps=settings.steps,
@@ -121,7 +130,6 @@ def fit_mixture(
     anchor: Anchor,
     plan: FitPlan,
     *,
-    label: int | None = None,
     label_weight: float = 1.0,
     progress: Progress | None = None,
     seed: int = 0,
@@ -131,31 +139,69 @@ def fit_mixture(
     Args:
         anchor: the frequencies.
         plan: how.
-        label: index of the column whose pairs weigh `label_weight`.
-        label_weight: above 0.
+        label_weight: of columns and pairs with the label, above 0.
         progress: called with the done part.
         seed: of the first logits.
+
+    References:
+        Liu, Nocedal: On the limited memory BFGS method for large scale optimization, 1989.
     """
     source = torch.Generator().manual_seed(seed)
     layout = anchor.layout
-    start = anchor.one_way.clamp_min(1e-4).log().float()
+    start = anchor.frequencies.one_way.clamp_min(1e-4).log().float()
     spread = 0.5 * torch.randn(plan.components, layout.width, generator=source)
     generator = MixtureGenerator(start + spread, torch.zeros(plan.components), layout.cardinalities)
     # Equal weights: shapes and weights say the same twice, and free weights fit noise.
     generator.component_logits.requires_grad_(False)
-    optimizer = torch.optim.Adam([generator.logits], plan.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.steps)
-    for step in range(plan.steps):
-        loss = anchor.loss(generator, label=label, label_weight=label_weight)
-        if plan.shrinkage:
-            loss = loss + plan.shrinkage * information(generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if progress is not None and (step % 10 == 9 or step + 1 == plan.steps):
-            progress((step + 1) / plan.steps)
+    told = progress or (lambda _: None)
+    # In units in which steps and tolerances of the line search are sensible.
+    unit = 1e-3 / max(anchor.noise_std, 1e-5) ** 2
+
+    def loss() -> Tensor:
+        penalty = plan.shrinkage * information(generator) if plan.shrinkage else 0.0
+        return (anchor.loss(generator, label_weight=label_weight) + penalty) * unit
+
+    adam = torch.optim.Adam([generator.logits], plan.learning_rate)
+    for step in range(START_STEPS):
+        adam.zero_grad()
+        loss().backward()
+        adam.step()
+        told(step / (START_STEPS + plan.steps))
+    _descend(
+        generator, loss, plan.steps, lambda done: told((START_STEPS + done) / (START_STEPS + plan.steps))
+    )
+    told(1.0)
     return generator
+
+
+def _descend(
+    generator: MixtureGenerator, loss: Callable[[], Tensor], steps: int, progress: Callable[[int], None]
+) -> None:
+    """L-BFGS until it stands still or `steps` iterations are done."""
+    slice_steps = 10
+    optimizer = torch.optim.LBFGS(
+        [generator.logits],
+        max_iter=slice_steps,
+        max_eval=2 * slice_steps,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+        tolerance_change=1e-12,
+        tolerance_grad=1e-10,
+    )
+
+    def evaluate() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    before = float("inf")
+    for done in range(0, steps, slice_steps):
+        after = float(optimizer.step(evaluate).detach())  # at the start of the slice
+        if before - after < 1e-4 * abs(after):
+            break
+        before = after
+        progress(done)
 
 
 def information(generator: MixtureGenerator) -> Tensor:

@@ -136,7 +136,7 @@ class RoundLoop:
         return ready
 
     def _measure(self, participants: list[str]) -> None:
-        layout = MomentLayout(self._study.table.cardinalities)
+        layout = MomentLayout.of(self._study.table)
         expected = {"moments": torch.zeros(layout.size, dtype=torch.float64)}
         started = time.monotonic()
         finished = self._exchange(1, "measure", participants, {}, expected)

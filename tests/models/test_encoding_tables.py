@@ -171,10 +171,16 @@ def test_records_of_one_patient_lie_together_and_count_as_one():
     assert picked[:, 0].tolist() == [1, 0, 0]
 
 
-def test_a_patient_with_too_many_records_or_without_a_name_is_a_fault():
+def test_a_patient_without_a_name_is_a_fault():
     schema = schema_of({"kind": "boolean", "name": "b"}, patient_id="id", max_records_per_patient=1)
-    error = faults_of(pd.DataFrame({"id": ["p", None, "p", " "], "b": [1, 0, 0, 1]}), schema)
-    assert [(fault.row, fault.column) for fault in error.faults] == [(3, "id"), (4, "id"), (5, "id")]
+    error = faults_of(pd.DataFrame({"id": ["p", None, "q", " "], "b": [1, 0, 0, 1]}), schema)
+    assert [(fault.row, fault.column) for fault in error.faults] == [(3, "id"), (5, "id")]
+
+
+def test_a_patient_with_too_many_records_is_a_fault():
+    schema = schema_of({"kind": "boolean", "name": "b"}, patient_id="id", max_records_per_patient=1)
+    error = faults_of(pd.DataFrame({"id": ["p", "q", " p "], "b": [1, 0, 0]}), schema)
+    assert [(fault.row, fault.column) for fault in error.faults] == [(4, "id")]
     assert "2 records; the study allows 1" in str(error)
 
 

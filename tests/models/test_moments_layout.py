@@ -23,8 +23,9 @@ def random_codes(n, cards=CARDS, seed=0):
     return torch.stack([torch.randint(d, (n,), generator=source) for d in cards], 1)
 
 
-def test_every_single_record_has_exactly_the_declared_norm():
-    layout = MomentLayout((3, 2, 2, 4))
+@pytest.mark.parametrize("label", [None, 0, 1, 3])
+def test_every_single_record_has_exactly_the_declared_norm(label):
+    layout = MomentLayout((3, 2, 2, 4), label)
     for record in itertools.product(*(range(d) for d in layout.cardinalities)):
         norm = layout.sum(table_of(torch.tensor([record]))).norm()
         assert norm == pytest.approx(layout.sensitivity, rel=1e-12)
@@ -35,9 +36,12 @@ def test_every_single_record_has_exactly_the_declared_norm():
     cards=st.lists(st.integers(1, 9), min_size=1, max_size=7),
     records=st.integers(1, 6),
     seed=st.integers(0, 999),
+    label=st.none() | st.integers(0, 6),
 )
-def test_adding_a_patient_with_any_records_moves_the_sum_by_at_most_the_sensitivity(cards, records, seed):
-    layout = MomentLayout(cards)
+def test_adding_a_patient_with_any_records_moves_the_sum_by_at_most_the_sensitivity(
+    cards, records, seed, label
+):
+    layout = MomentLayout(cards, label if label is not None and label < len(cards) else None)
     others, patient = random_codes(9, cards, seed), random_codes(records, cards, seed + 1)
     without = layout.sum(table_of(others))
     joined = layout.sum(table_of(torch.cat([others, patient]), [*range(10), 9 + records]))
@@ -45,8 +49,9 @@ def test_adding_a_patient_with_any_records_moves_the_sum_by_at_most_the_sensitiv
     assert layout.sensitivity == pytest.approx((len(cards) * (len(cards) + 1) / 2) ** 0.5)
 
 
-def test_sums_of_disjoint_tables_add_up():
-    layout, codes = MomentLayout(CARDS), random_codes(400)
+@pytest.mark.parametrize("label", [None, 1])
+def test_sums_of_disjoint_tables_add_up(label):
+    layout, codes = MomentLayout(CARDS, label), random_codes(400)
     parts = layout.sum(table_of(codes[:150])) + layout.sum(table_of(codes[150:]))
     torch.testing.assert_close(parts, layout.sum(table_of(codes)))
 
@@ -54,35 +59,63 @@ def test_sums_of_disjoint_tables_add_up():
 def test_the_vector_gives_back_counts_and_interactions():
     layout, codes = MomentLayout(CARDS), random_codes(1_000)
     hot = one_hot(codes, CARDS).double()
-    one_way, interactions = layout.counts(layout.sum(table_of(codes)))
-    torch.testing.assert_close(one_way, hot.sum(0))
+    found = layout.read(layout.sum(table_of(codes)))
+    torch.testing.assert_close(found.one_way, hot.sum(0))
     centred = hot - layout.centre
-    expected = centred.T @ centred
-    expected[layout.column_of[:, None] == layout.column_of] = 0
-    torch.testing.assert_close(interactions, expected)
+    torch.testing.assert_close(found.interactions, centred.T @ centred * layout.between)
+    assert found.label_interactions.shape == (0, sum(CARDS), sum(CARDS))
+
+
+@pytest.mark.parametrize("label", [0, 1, 4])
+def test_pairs_are_contrasted_by_the_label(label):
+    layout, codes = MomentLayout(CARDS, label), random_codes(1_000)
+    centred = one_hot(codes, CARDS).double() - layout.centre
+    found = layout.read(layout.sum(table_of(codes)))
+    assert len(found.label_interactions) == CARDS[label] - 1
+    for contrast, measured in zip(layout.contrasts, found.label_interactions, strict=True):
+        expected = (centred * contrast[codes[:, label]][:, None]).T @ centred
+        torch.testing.assert_close(measured, expected * layout.between_others)
+    gram = layout.contrasts @ layout.contrasts.T
+    torch.testing.assert_close(gram, torch.eye(CARDS[label] - 1, dtype=torch.float64))
+    torch.testing.assert_close(layout.contrasts.sum(1), torch.zeros(CARDS[label] - 1, dtype=torch.float64))
+
+
+def test_a_label_with_many_levels_or_one_is_measured_like_any_column():
+    assert MomentLayout((6, 3), 0) == MomentLayout((6, 3))
+    assert MomentLayout((1, 3), 0) == MomentLayout((1, 3))
+    with pytest.raises(ValueError, match="label"):
+        MomentLayout((2, 3), 2)
+
+
+@pytest.mark.parametrize("label", [None, 1])
+def test_what_is_read_can_be_written_again(label):
+    layout = MomentLayout(CARDS, label)
+    vector = layout.sum(table_of(random_codes(300)))
+    torch.testing.assert_close(layout.write(layout.read(vector)), vector)
 
 
 def test_pair_tables_follow_from_margins_and_interactions():
     layout, codes = MomentLayout(CARDS), random_codes(1_000)
-    one_way, interactions = layout.counts(layout.sum(table_of(codes)))
+    found = layout.read(layout.sum(table_of(codes)))
     a, b = 0, 3
     first, second = (slice(layout.offsets[k], layout.offsets[k + 1]) for k in (a, b))
-    rows, columns, total = one_way[first], one_way[second], one_way[first].sum()
-    rebuilt = interactions[first, second] + rows[:, None] / 7 + columns / 3 - total / 21
+    rows, columns, total = found.one_way[first], found.one_way[second], found.one_way[first].sum()
+    rebuilt = found.interactions[first, second] + rows[:, None] / 7 + columns / 3 - total / 21
     counted = np.zeros((3, 7))
     np.add.at(counted, (codes[:, a], codes[:, b]), 1)
     np.testing.assert_allclose(rebuilt, counted, atol=1e-9)
 
 
-def test_a_patient_with_many_records_counts_as_their_mean():
-    layout, codes = MomentLayout(CARDS), random_codes(3)
+@pytest.mark.parametrize("label", [None, 1])
+def test_a_patient_with_many_records_counts_as_their_mean(label):
+    layout, codes = MomentLayout(CARDS, label), random_codes(3)
     together = layout.sum(table_of(codes, [0, 3]))
     mean = torch.stack([layout.sum(table_of(code[None])) for code in codes]).mean(0)
     torch.testing.assert_close(together, mean)
 
 
 def test_chunks_do_not_change_the_sum(monkeypatch):
-    layout, codes = MomentLayout(CARDS), random_codes(1_000)
+    layout, codes = MomentLayout(CARDS, 4), random_codes(1_000)
     table = table_of(codes, [0, *range(2, 1_001)])
     whole = layout.sum(table)
     monkeypatch.setattr("models.moments._CHUNK_RECORDS", 7)
@@ -94,4 +127,4 @@ def test_a_table_or_vector_of_another_schema_is_refused():
     with pytest.raises(ValueError, match="columns"):
         layout.sum(table_of(random_codes(5, (3, 2))))
     with pytest.raises(ValueError, match="this layout needs"):
-        layout.counts(torch.zeros(3, dtype=torch.float64))
+        layout.read(torch.zeros(3, dtype=torch.float64))

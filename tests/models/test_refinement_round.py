@@ -43,7 +43,7 @@ def arrays():
     source = torch.Generator().manual_seed(0)
     generator = MixtureGenerator(torch.randn(8, sum(CARDS), generator=source), torch.zeros(8), CARDS)
     codes = torch.stack([torch.randint(d, (5_000,), generator=source) for d in CARDS], 1)
-    layout = MomentLayout(CARDS)
+    layout = MomentLayout(CARDS, 2)
     vector = layout.sum(EncodedTable(codes, torch.arange(5_001)))
     anchor = Anchor.from_sum(layout, vector, noise_std=20.0)
     return {**generator.to_arrays(), "anchor": anchor.to_tensor()}
@@ -65,7 +65,7 @@ def test_patients_are_met_only_through_the_dp_step(study, arrays):
 
 
 def test_the_anchor_pulls_the_generator_back_to_the_moments(arrays):
-    anchor = Anchor.from_tensor(MomentLayout(CARDS), arrays["anchor"])
+    anchor = Anchor.from_tensor(MomentLayout(CARDS, 2), arrays["anchor"])
     generator = MixtureGenerator.from_arrays(arrays, CARDS)
     optimizer = torch.optim.Adam(generator.parameters(), 0.05)
     before = anchor.loss(generator).item()
@@ -89,7 +89,7 @@ def test_a_discriminator_that_knows_moves_the_generator_towards_the_truth(arrays
     discriminator = Discriminator(sum(CARDS), 16)
     teach = torch.optim.Adam(discriminator.parameters(), 5e-3)
     optimizer = torch.optim.Adam(generator.parameters(), 0.05)
-    anchor = Anchor.from_tensor(MomentLayout(CARDS), arrays["anchor"])
+    anchor = Anchor.from_tensor(MomentLayout(CARDS, 2), arrays["anchor"])
     before = generator.one_way()[0].item()
     for _ in range(60):
         fakes = generator.hard_samples(128, 0.5).detach()
