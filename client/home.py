@@ -42,7 +42,8 @@ port = {port}
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Errors never repeat the input: a URL may hold a password that was put there by mistake.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class _Coordinator(_Section):

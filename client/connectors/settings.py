@@ -34,7 +34,8 @@ RequiredPath = Annotated[Path, BeforeValidator(_path)]
 class _Source(BaseModel):
     """What all sources have. Sensitive: do not log."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Errors never repeat the input: a URL may hold a password that was put there by mistake.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     def within(self, home: Path) -> DataSource:
         """The same source with paths made absolute; relative ones are relative to the site's folder."""
