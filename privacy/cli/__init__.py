@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import EntryPoint, entry_points
 
@@ -33,6 +34,8 @@ def main() -> None:
     from privacy.cli.rooms import check_rooms
 
     check_rooms()
+    # Typer's own tracebacks print local values, and those hold keys and patients.
+    os.environ.setdefault("TYPER_STANDARD_TRACEBACK", "1")
     app = _entry_point(group).load()
     sys.argv = [f"fedtwin {group}", *arguments[1:]]
     app(prog_name=f"fedtwin {group}")

@@ -1,6 +1,8 @@
 """A data manager holds a bad file against a study: each fault is named on the screen, and nothing is recorded."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,3 +147,20 @@ def test_a_card_that_is_none_is_refused_by_the_operator(home):
     result = run(server, "enrol", "--home", home / "coordinator", home / "card.json")
     assert result.exit_code == 1
     assert "card" in result.output
+
+
+def test_a_crash_prints_no_values_of_patients(home):
+    program = f"""
+import sys, client.cli
+def broken(home):
+    row = "P00" + "017"
+    raise RuntimeError("broken on purpose")
+client.cli._open_home = broken
+sys.argv = ["fedtwin", "site", "spent", "--home", {str(home)!r}]
+from privacy.cli import main
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "broken on purpose" in ended.stderr
+    assert "P00017" not in ended.stdout + ended.stderr

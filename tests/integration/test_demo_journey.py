@@ -10,16 +10,18 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from privacy.cli.supervisor import ProcessFailedError
 from server.demo.display import PhaseLine
-from server.demo.parties import Parties
+from server.demo.parties import STUDY_FILE, Parties
 from server.demo.processes import DemoProcesses
-from server.demo.surface import fedtwin, fedtwin_command, shown_command
+from server.demo.surface import Api, SurfaceError, fedtwin, fedtwin_command, poll, shown_command
 
 SITES = ("lakeside", "hillcrest", "northgate")
 
@@ -63,6 +65,47 @@ def end(demo: subprocess.Popen[str], lines: list[str]) -> int:
     return demo.wait(60)
 
 
+def login(told: str, role: str) -> dict[str, str]:
+    url = re.search(r"API\s+(http\S+?)/docs", told)[1]
+    return {"FEDTWIN_URL": url, "FEDTWIN_KEY": re.search(rf"^\s+{role}\s+(ftw_\S+)", told, flags=re.M)[1]}
+
+
+def watch(operator: dict[str, str], run: str, until: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    api = Api(operator["FEDTWIN_URL"], operator["FEDTWIN_KEY"])
+    return poll(
+        lambda: api.get(f"/v1/runs/{run}"), until=until, alive=lambda: None, what=run, timeout_seconds=600
+    )
+
+
+def ended(operator: dict[str, str], run: str) -> dict[str, Any]:
+    return watch(operator, run, lambda state: state["state"] in {"failed", "completed", "stopped"})
+
+
+def reached(operator: dict[str, str], run: str, *, round_number: int) -> None:
+    """Return once that round is recorded, so that the next one is under way."""
+    state = watch(
+        operator,
+        run,
+        lambda state: state["state"] == "failed" or len(state["recorded_rounds"]) >= round_number,
+    )
+    assert state["state"] != "failed", state["reason"]
+
+
+def kill(word: bytes, home: Path) -> None:
+    """SIGKILL the process of a home whose command line has the word."""
+    killed = 0
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if word in entry.joinpath("cmdline").read_bytes() and str(home).encode() in (
+                entry.joinpath("environ").read_bytes()
+            ):
+                os.kill(int(entry.name), signal.SIGKILL)
+                killed += 1
+        except OSError:
+            continue
+    assert killed
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_process_that_cannot_start_is_named_with_its_log_and_nothing_is_left(tmp_path):
     processes = DemoProcesses(Parties.within(tmp_path), tmp_path / "logs")
@@ -88,27 +131,31 @@ def test_ctrl_c_in_the_first_phase_ends_at_once_and_leaves_nothing(tmp_path):
     assert processes_of(tmp_path) == []
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("demo") / "demo-run"
+
+
+@pytest.fixture(scope="module")
+def told(home) -> Iterator[str]:
+    """What a demo that stays up has printed; it ends with Ctrl-C when the last test is done."""
+    demo, lines = start(home), []
+    try:
+        read_until(demo, "Everything stays up until Ctrl-C", lines)
+        yield "".join(lines)
+        demo.send_signal(signal.SIGINT)
+        assert end(demo, lines) == 0, "".join(lines)
+        assert processes_of(home) == []
+    finally:
+        demo.kill()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.xdist_group("demo")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 class TestWholeDemo:
-    """One demo, looked at from all sides while it stays up, then ended with Ctrl-C."""
-
-    @pytest.fixture(scope="class")
-    def home(self, tmp_path_factory) -> Path:
-        return tmp_path_factory.mktemp("demo") / "demo-run"
-
-    @pytest.fixture(scope="class")
-    def told(self, home) -> str:
-        demo, lines = start(home), []
-        try:
-            read_until(demo, "Everything stays up until Ctrl-C", lines)
-            yield "".join(lines)
-            demo.send_signal(signal.SIGINT)
-            assert end(demo, lines) == 0, "".join(lines)
-            assert processes_of(home) == []
-        finally:
-            demo.kill()
+    """One demo, looked at from all sides while it stays up."""
 
     def test_every_hospital_spent_no_more_than_the_study_allows(self, told):
         spent = {name: float(value) for name, value in re.findall(r"(\w+) │\s+(\d\.\d+) │", told)}
@@ -209,7 +256,84 @@ class TestWholeDemo:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.xdist_group("demo")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+class TestAdversity:
+    """Bad requests and killed processes while the same demo stays up."""
+
+    @pytest.fixture(scope="class")
+    def operator(self, told) -> dict[str, str]:
+        return login(told, "operator")
+
+    @pytest.fixture(scope="class")
+    def researcher(self, told) -> dict[str, str]:
+        return login(told, "researcher")
+
+    def test_an_unknown_study_is_named_with_those_there_are(self, operator):
+        with pytest.raises(SurfaceError, match=r"(?s)status 1.*nothing-such.*demo-65plus"):
+            fedtwin("study", "run", "nothing-such", environment=operator)
+
+    @pytest.mark.parametrize("num_patients", [0, -1, 10**12])
+    def test_a_cohort_of_an_impossible_size_is_refused(self, told, researcher, num_patients):
+        release = re.search(r"sha256:[0-9a-f]{64}", told.partition("Try next")[2])[0]
+        with pytest.raises(SurfaceError, match=f"(?s)status 1.*num_patients is {num_patients}"):
+            fedtwin(
+                "cohort", "request", "--release", release, "-n", str(num_patients), environment=researcher
+            )
+
+    def test_a_wrong_key_and_a_wrong_role_are_told_so(self, researcher):
+        with pytest.raises(SurfaceError, match=r"(?s)status 1.*not a key of this coordinator"):
+            fedtwin("study", "list", environment={**researcher, "FEDTWIN_KEY": "ftw_nobody"})
+        with pytest.raises(SurfaceError, match=r"(?s)status 1.*role"):
+            fedtwin("study", "run", "demo-65plus", environment=researcher)
+
+    def test_a_second_run_is_refused_by_every_hospitals_budget_and_spends_nothing(self, told, home, operator):
+        before = [fedtwin("site", "spent", "--home", home / name / "site") for name in SITES]
+        run = fedtwin("study", "run", "demo-65plus", environment=operator).strip()
+        state = ended(operator, run)
+        assert state["state"] == "failed"
+        assert "0 of at least 2 sites were ready" in state["reason"]
+        for name in SITES:
+            assert name in state["reason"]
+        assert [fedtwin("site", "spent", "--home", home / name / "site") for name in SITES] == before
+
+    def test_a_run_outlives_a_killed_site_worker_and_a_killed_superlink(self, told, home, operator, tmp_path):
+        study = re.sub(r"(?m)^epsilon = .*$", "epsilon = 0.5", STUDY_FILE.read_text())
+        study = study.replace('"demo-65plus"', '"second"').replace("components = 400", "components = 50")
+        (tmp_path / "second.toml").write_text(study)
+        fedtwin("study", "create", tmp_path / "second.toml", environment=operator)
+        run = fedtwin("study", "run", "second", environment=operator).strip()
+        assert ended(operator, run)["state"] == "failed"
+        for name in SITES:
+            fedtwin("site", "approve", "--home", home / name / "site", "second", "--by", "a test")
+        fedtwin("study", "resume", run, environment=operator)
+        reached(operator, run, round_number=1)
+        kill(b"client.worker", home / "hillcrest" / "site")
+        reached(operator, run, round_number=2)
+        kill(b"flower-superlink", home / "coordinator")
+        state = ended(operator, run)
+        for _ in range(3):
+            if state["state"] == "failed":
+                fedtwin("study", "resume", run, environment=operator)
+                state = ended(operator, run)
+        assert state["state"] == "completed", state["reason"]
+        assert all(float(spend["spent_epsilon"]) <= 0.5 for spend in state["spends"])
+        for name in SITES:
+            assert "The record's hash chain holds." in fedtwin(
+                "site", "spent", "--home", home / name / "site"
+            )
+        auditor = login(told, "auditor")
+        Api(auditor["FEDTWIN_URL"], auditor["FEDTWIN_KEY"]).download(
+            "/v1/ledger/export", tmp_path / "ledger.zip"
+        )
+        key = json.loads((home / "coordinator" / "federation.json").read_text())["ledger_key"]
+        fedtwin("audit", "verify", tmp_path / "ledger.zip", "--key", key)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.xdist_group("demo")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_hospital_ends_the_demo_with_its_name_and_log(tmp_path):
     home = tmp_path / "demo"
