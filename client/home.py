@@ -146,7 +146,7 @@ class SiteHome:
             settings = _Settings.model_validate(data)
             key = VerifyKey.from_text(settings.coordinator.key)
         except ValidationError as error:
-            lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+            lines = [f"{_setting(one['loc'], one['type'])}: {one['msg']}" for one in error.errors()]
             raise HomeError(f"{file.name} cannot be used: {'; '.join(lines)}") from error
         except SignatureError as error:
             raise HomeError(f"{file.name} cannot be used: coordinator.key: {error}") from error
@@ -217,3 +217,12 @@ class SiteHome:
     def receipt_key(self) -> SigningKey:
         """Read the key that signs receipts."""
         return SigningKey.from_pem(self.receipt_key_file.read_bytes(), name=self.name)
+
+
+def _setting(place: tuple[int | str, ...], fault: str) -> str:
+    """The setting at fault as it stands in the file: pydantic puts the kind's name behind `data`."""
+    if fault.startswith("union_tag"):
+        place = (*place, "kind")
+    elif place[:1] == ("data",):
+        place = ("data", *place[2:])
+    return ".".join(map(str, place))
