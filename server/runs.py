@@ -23,6 +23,7 @@ from typing import Any, Literal
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from models.study import Study
 from server.errors import ConflictError, InvalidError, NotFoundError
 from server.store import Store
 from server.tables import RunMessageRow, RunRow, RunState, SiteRow, SpendRow, StudyRow
@@ -91,7 +92,8 @@ def create_run(store: Store, study: str, *, started_by: str) -> Run:
 
     Raises:
         NotFoundError: no such study; lists those there are.
-        ConflictError: another run is active, or fewer sites are enrolled than the study's quorum.
+        ConflictError: another run is active, fewer sites are enrolled than the study's quorum, or this version
+            of fedtwin no longer reads the study as it was registered.
     """
     with store.database.write() as session:
         row = session.get(StudyRow, study)
@@ -102,7 +104,13 @@ def create_run(store: Store, study: str, *, started_by: str) -> Run:
         sites = list(
             session.scalars(select(SiteRow.name).where(SiteRow.state == "enrolled").order_by(SiteRow.name))
         )
-        quorum = int(row.definition["federation"]["quorum"])
+        definition = Study.from_dict(row.definition)
+        if definition.digest != row.digest:
+            raise ConflictError(
+                f"study {study!r} was registered by another version of fedtwin, which reads it differently; "
+                "register it again under another name"
+            )
+        quorum = definition.federation.quorum
         if len(sites) < quorum:
             raise ConflictError(
                 f"study {study!r} needs a quorum of {quorum} sites, {len(sites)} are enrolled; enrol more sites first"
@@ -115,7 +123,7 @@ def create_run(store: Store, study: str, *, started_by: str) -> Run:
             state="queued",
             active=1,
             phase="waiting",
-            rounds=1 + int(row.definition["refine"]["rounds"]),
+            rounds=definition.num_rounds,
             started_by=started_by,
             created_at=store.clock(),
         )

@@ -142,8 +142,8 @@ def list_sites(store: Store, *, state: str | None = None) -> list[Site]:
         return [_site(row) for row in session.scalars(query)]
 
 
-def set_node_id(store: Store, name: str, node_id: str) -> None:
-    """Remember Flower's number for the site's node.
+def set_node_id(store: Store, name: str, node_id: str | None) -> None:
+    """Remember Flower's number for the site's node; None once it was shut out.
 
     Raises:
         NotFoundError: there is no such site.

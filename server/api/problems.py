@@ -15,6 +15,8 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
 from models.study import StudyError
@@ -163,6 +165,14 @@ def install(app: FastAPI) -> None:
         kind = kinds.get(error.status_code, "http")
         detail = "there is nothing at this address" if error.status_code == 404 else str(error.detail)
         return problem_response(ProblemError(error.status_code, kind, detail, headers=error.headers))
+
+    @app.exception_handler(OperationalError)
+    @app.exception_handler(InterfaceError)
+    @app.exception_handler(PoolTimeoutError)
+    def _database(_request: Request, error: Exception) -> JSONResponse:
+        log.error("the database does not answer: %s", error)
+        detail = "the database is busy or does not answer; try again"
+        return problem_response(ProblemError(503, "unavailable", detail, headers={"Retry-After": "5"}))
 
     @app.exception_handler(LedgerVerificationError)
     @app.exception_handler(StoredFileError)

@@ -12,6 +12,7 @@ from server import sites
 from server.api.auth import Operator, OperatorOrAuditor, StoreDep
 from server.api.problems import responses
 from server.api.starter import RunStarter
+from server.tables import SiteState
 
 router = APIRouter(prefix="/v1/sites", tags=["sites"])
 TEXT = r"^[^\x00-\x1f\x7f]*$"
@@ -51,6 +52,13 @@ class SiteOut(BaseModel):
     enrolled_at: dt.datetime
 
 
+class SiteStateIn(BaseModel):
+    """What the site is from now on."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"state": "suspended"}})
+    state: SiteState
+
+
 class SiteList(BaseModel):
     """All sites."""
 
@@ -74,6 +82,15 @@ def enrol_site(card: SiteCard, _key: Operator, store: StoreDep, request: Request
     starter: RunStarter = request.app.state.starter
     starter.admit_sites()
     return _out(sites.get_site(store, site.name))
+
+
+@router.put("/{name}/state", summary="Suspend, take back or remove a site", responses=responses(404, 409))
+def set_state(name: str, wanted: SiteStateIn, _key: Operator, store: StoreDep, request: Request) -> SiteOut:
+    """A suspended site is not asked in new runs; one that left is out for good, with a ledger entry."""
+    sites.set_state(store, name, wanted.state)
+    starter: RunStarter = request.app.state.starter
+    starter.admit_sites()
+    return _out(sites.get_site(store, name))
 
 
 @router.get("", summary="List sites", responses=responses())

@@ -35,7 +35,7 @@ class RunStarter(Protocol):
         """
 
     def admit_sites(self) -> None:
-        """Let the nodes of enrolled sites connect; does nothing while the federation does not answer."""
+        """Let the nodes of enrolled sites connect and shut out those that left; later if nobody answers."""
 
 
 class FlowerStarter:
@@ -63,16 +63,20 @@ class FlowerStarter:
             raise StarterError(str(error)) from error
 
     def admit_sites(self) -> None:
-        """Let the nodes of enrolled sites connect; see `RunStarter`."""
+        """Let nodes of enrolled sites in, and those of sites that left out; see `RunStarter`."""
         from server.flower_adapter import Control, ControlError
 
-        if all(site.node_id is not None for site in sites.list_sites(self._store, state="enrolled")):
+        if not self._pending():
             return
         try:
             with Control(self._home) as control:
                 self._register(control.register_site)
+                for site in sites.list_sites(self._store, state="left"):
+                    if site.node_id is not None:
+                        control.remove_site(int(site.node_id))
+                        sites.set_node_id(self._store, site.name, None)
         except ControlError as error:
-            self._warn_once(f"sites' nodes are let in once the SuperLink answers: {error}")
+            self._warn_once(f"sites' nodes are let in or out once the SuperLink answers: {error}")
 
     def watch(self, stopped: threading.Event) -> None:
         """Until `stopped`: let newly enrolled sites in, and end runs whose round loop died."""
@@ -103,6 +107,14 @@ class FlowerStarter:
                 f"the round loop ended early ({status.state} {status.detail}".rstrip() + "); resume the run"
             )
             runs.finish_run(self._store, run.id, state, reason=reason)
+
+    def _pending(self) -> bool:
+        """Whether a node is still to be let in or out."""
+        return any(
+            (site.state == "enrolled" and site.node_id is None)
+            or (site.state == "left" and site.node_id is not None)
+            for site in sites.list_sites(self._store)
+        )
 
     def _warn_once(self, text: str) -> None:
         """The watch comes by every two seconds; the log wants to hear of a change only."""

@@ -19,6 +19,7 @@ ROUTES = [
     ("POST", "/v1/sites", {"operator"}),
     ("GET", "/v1/sites", {"operator", "auditor"}),
     ("GET", "/v1/sites/none", {"operator", "auditor"}),
+    ("PUT", "/v1/sites/none/state", {"operator"}),
     ("POST", "/v1/runs", {"operator"}),
     ("GET", "/v1/runs", {"operator", "auditor"}),
     ("GET", "/v1/runs/none", {"operator", "auditor"}),
@@ -74,7 +75,7 @@ def test_without_a_key_every_route_answers_401(api) -> None:
 @pytest.mark.parametrize("role", ["operator", "researcher", "auditor"])
 def test_a_role_reaches_its_routes_and_no_other(api, role: str) -> None:
     for method, path, allowed in ROUTES:
-        body = {"json": {}} if method == "POST" else {}
+        body = {"json": {}} if method in {"POST", "PUT"} else {}
         answer = api.call(role, method, path, **body)
         assert (answer.status_code == 403) == (role not in allowed), (method, path, answer.text)
         assert answer.status_code < 500, (method, path)

@@ -8,6 +8,8 @@ import json
 import zipfile
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
 from privacy.checkpoint import open_checkpoint
 from privacy.merkle import LedgerVerificationError, leaf_hash, verify_consistency, verify_inclusion
@@ -331,6 +333,22 @@ def test_the_export_passes_the_offline_verifier_once_the_sites_countersigned(api
     (tmp_path / "checkpoint").write_bytes(old)
     with pytest.raises(LedgerVerificationError):
         verify_export(read, key=key)
+
+
+def test_a_database_that_is_locked_is_503_and_to_be_tried_again(api, scenario) -> None:
+    scenario.register()
+    scenario.store.close()
+
+    def away(*_args, **_kwargs):
+        raise OperationalError("SELECT", {}, Exception("database is locked"))
+
+    event.listen(scenario.store.database.engine, "do_connect", away)
+    answer = api.get("operator", "/v1/studies")
+    _problem(answer, 503)
+    assert answer.headers["retry-after"] == "5"
+    _problem(api.get(None, "/v1/health"), 503)
+    event.remove(scenario.store.database.engine, "do_connect", away)
+    assert api.get("operator", "/v1/studies").status_code == 200
 
 
 def test_the_openapi_document_reads_well(api) -> None:

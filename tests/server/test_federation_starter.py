@@ -80,3 +80,9 @@ def test_a_run_meets_a_superlink_that_is_away_and_one_whose_run_dies(own_home, s
     assert "resume the run" in ended.reason
     assert client.post(f"/v1/runs/{run}/resume").json()["state"] == "queued"
     assert runs.get_run(store, run).flower_run_id != flower_run
+
+    client.post(f"/v1/runs/{run}/stop")
+    assert client.put("/v1/sites/west/state", json={"state": "left"}).json()["node_id"] is None
+    with Control(home) as control:
+        assert {node.site for node in control.nodes() if node.status != "unregistered"} == {"north", "south"}
+    assert client.put("/v1/sites/west/state", json={"state": "enrolled"}).status_code == 409
