@@ -55,13 +55,18 @@ def load_patients(
     """
     _check_patient_column(site, schema)
     source = open_source(site.data)
-    state = source.stamp() or f"{site.data!r} {occasion}"
+    stamp = source.stamp()
+    state = stamp or f"{site.data!r} {occasion}"
     path = site.state / "tables" / hashlib.sha256(f"{_digest(schema)}\n{state}".encode()).hexdigest()
     remove_stale(path.parent, keep=path)
-    kept = open_codes(path, len(schema.columns), narrow_dtype(schema)) if source.stamp() or occasion else None
+    reusable = bool(stamp or occasion)
+    kept = open_codes(path, len(schema.columns), narrow_dtype(schema)) if reusable else None
     if kept is not None:
         return kept
-    return _encode(source, schema, path, noise or SystemNoise(), spill_bytes)
+    table = _encode(source, schema, path, noise or SystemNoise(), spill_bytes)
+    if not reusable:
+        path.unlink(missing_ok=True)  # what is mapped stays until the table is let go
+    return table
 
 
 def _encode(

@@ -13,6 +13,7 @@ from client.connectors.errors import DataSourceError
 
 TableFileKind = Literal["csv", "parquet"]
 _VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
+_SQLITE_FILE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!:memory:)([^?]+)")
 _SECRET_OPTIONS = {"password", "passwd", "pwd", "token", "secret", "access_token", "private_key"}
 
 
@@ -85,6 +86,12 @@ class _Database(_Source):
                 "and give password_file"
             )
         return url
+
+    def within(self, home: Path) -> DataSource:
+        """See `_Source.within`; a SQLite file is a path too."""
+        found = super().within(home)
+        file = _SQLITE_FILE.fullmatch(self.url)
+        return found if file is None else found.model_copy(update={"url": f"{file[1]}{home / file[2]}"})
 
 
 class SqlSource(_Database):

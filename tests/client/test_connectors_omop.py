@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import itertools
+import json
+import os
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from client.connectors import DataSourceError, omop, open_source
-from client.connectors.settings import OmopSource
+from client.connectors.settings import FhirSource, OmopSource
 from models.encoding import encode_table
 from models.faults import TableFaultsError
 from models.schema import StudySchema
@@ -63,7 +68,7 @@ ROWS = {
 }
 
 
-def fill(url: str, schema: str | None = None) -> None:
+def fill(url: str, schema: str | None = None, rows: dict[str, list] = ROWS) -> None:
     metadata = sa.MetaData(schema=schema)
     for name, columns in TABLES.items():
         kinds = {"_date": sa.Date, "as_number": sa.Float, "as_string": sa.Text}
@@ -83,12 +88,13 @@ def fill(url: str, schema: str | None = None) -> None:
             connection.execute(sa.schema.CreateSchema(schema))
         metadata.create_all(connection)
         for table in metadata.sorted_tables:
-            rows = [dict(zip(table.columns.keys(), row, strict=True)) for row in ROWS[table.name]]
-            for row in rows:
+            made = [dict(zip(table.columns.keys(), row, strict=True)) for row in rows[table.name]]
+            for row in made:
                 for name, value in row.items():
                     if name.endswith("_date") and value is not None:
                         row[name] = pd.Timestamp(value).date()
-            connection.execute(table.insert(), rows)
+            if made:
+                connection.execute(table.insert(), made)
     engine.dispose()
 
 
@@ -209,3 +215,68 @@ def test_a_database_that_is_no_cdm_says_which_table_is_missing(tmp_path):
     engine.dispose()
     with pytest.raises(DataSourceError, match="no such table: person"):
         read(OmopSource(kind="omop", url=url), schema([SEX]))
+
+
+def test_real_patients_give_the_same_table_from_omop_as_from_fhir(tmp_path):
+    """Synthea's Bundles, loaded into a CDM under concepts of our own, against the Bundles themselves."""
+    folder = os.environ.get("FEDTWIN_DATA")
+    archives = sorted(Path(folder, "synthea_fhir").glob("*.tar.gz")) if folder else []
+    if not archives:
+        pytest.skip("FEDTWIN_DATA/synthea_fhir is absent")
+    rows = {name: [] for name in TABLES}
+    path = tmp_path / "some.tar.gz"
+    with tarfile.open(archives[0]) as everything, tarfile.open(path, "w:gz") as some:
+        for member in itertools.islice((m for m in everything if m.name.endswith(".json")), 15):
+            content = everything.extractfile(member).read()
+            some.addfile(member, io.BytesIO(content))
+            _load_bundle(json.loads(content), rows)
+    url = f"sqlite:///{tmp_path}/cdm.db"
+    fill(url, rows=rows)
+    loinc = "http://loinc.org|"
+    both = [
+        ({"name": "sex", "kind": "categorical", "categories": ["female", "male"]},
+         {"resource": "Patient", "field": "gender"},
+         of("person", field="gender", values={str(FEMALE): "female", str(MALE): "male"})),
+        (number("age", {}), {"resource": "Patient", "field": "age", "at": "2022-01-01"},
+         of("person", field="age", at="2022-01-01")),
+        (number("hba1c", {}), {"resource": "Observation", "codes": [loinc + "4548-4"], "take": "last"},
+         of("measurement", "last", HBA1C, field="number")),
+        (number("weight", {}), {"resource": "Observation", "codes": [loinc + "29463-7"], "take": "highest"},
+         of("measurement", "highest", 3025315, field="number")),
+        (number("ills", {}), {"resource": "Condition", "take": "count"}, of("condition_occurrence", "count")),
+        (number("visits", {}), {"resource": "Encounter", "take": "count"}, of("visit_occurrence", "count")),
+    ]  # fmt: skip
+    columns = [{**column, "fhir": fhir, "omop": mapping} for column, fhir, mapping in both]
+    from_omop = read(OmopSource(kind="omop", url=url), schema(columns)).drop(columns="patient")
+    source = open_source(FhirSource(kind="fhir", path=path))
+    from_fhir = pd.concat(source.chunks(schema(columns)), ignore_index=True).drop(columns="patient")
+    assert len(from_fhir) >= 13
+    assert from_fhir["hba1c"].notna().any()
+    pd.testing.assert_frame_equal(from_omop, from_fhir)
+
+
+def _load_bundle(bundle: dict, rows: dict[str, list]) -> None:
+    """One patient's Bundle as CDM rows; ids are counted up."""
+    concepts = {"4548-4": HBA1C, "29463-7": 3025315}
+    person = len(rows["person"])
+    for entry in bundle["entry"]:
+        resource = entry["resource"]
+        kind = resource["resourceType"]
+        if kind == "Patient":
+            person += 1
+            born = [int(part) for part in resource["birthDate"].split("-")]
+            sex = FEMALE if resource["gender"] == "female" else MALE
+            rows["person"].append((person, sex, 0, 0, *born))
+        elif kind == "Encounter":
+            days = (resource["period"]["start"][:10], resource["period"]["end"][:10])
+            rows["visit_occurrence"].append((len(rows["visit_occurrence"]), person, 0, *days))
+        elif kind == "Condition":
+            day = resource["onsetDateTime"][:10]
+            rows["condition_occurrence"].append((len(rows["condition_occurrence"]), person, 1, day, None))
+        elif kind == "Observation":
+            code = resource["code"]["coding"][0]["code"]
+            if code in concepts:
+                value = resource["valueQuantity"]["value"]
+                day = resource["effectiveDateTime"][:10]
+                at = len(rows["measurement"])
+                rows["measurement"].append((at, person, concepts[code], day, value, None, None, None))

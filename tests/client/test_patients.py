@@ -8,9 +8,12 @@ import stat
 import numpy as np
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 import torch
+from pydantic import TypeAdapter
 
 from client.connectors import DataSourceError
+from client.connectors.settings import DataSettings, SqlSource
 from client.home import SiteHome
 from client.patients import PatientDraws, PatientTables, load_patients
 from models.encoding import TableEncoder, encode_table
@@ -190,3 +193,39 @@ def test_tables_are_read_again_only_when_the_data_changed(site, table):
     second = tables.load(schema_with(), run="run-2")
     assert second.table.num_records == 10
     assert second.fingerprint != first.fingerprint
+
+
+def test_a_database_is_read_once_per_run_and_leaves_nothing_otherwise(site, table):
+    file = site.path / "patients.db"
+    engine = sa.create_engine(f"sqlite:///{file}")
+    table.to_sql("patients", engine, index=False)
+    settings = {"kind": "sql", "url": "sqlite:///patients.db", "query": "SELECT * FROM patients"}
+    data = TypeAdapter(DataSettings).validate_python(settings).within(site.path)
+    object.__setattr__(site, "data", data)
+    tables = PatientTables(site, SystemNoise())
+    first = tables.load(schema_with(), run="run-1")
+    with engine.begin() as connection:
+        connection.execute(sa.text("DELETE FROM patients WHERE age > 50"))
+    engine.dispose()
+    assert tables.load(schema_with(), run="run-1") is first
+    second = tables.load(schema_with(), run="run-2")
+    assert second.table.num_records == (table["age"] <= 50).sum()
+    assert second.fingerprint != first.fingerprint
+    load_patients(site, schema_with(), occasion="run-2", spill_bytes=100)
+    assert len(list((site.state / "tables").iterdir())) == 1
+    assert load_patients(site, schema_with(), spill_bytes=100).num_records == second.table.num_records
+    assert list((site.state / "tables").iterdir()) == []
+
+
+def test_a_fault_in_a_database_names_the_patient(site, table):
+    file = site.path / "patients.db"
+    engine = sa.create_engine(f"sqlite:///{file}")
+    table.assign(age=table["age"].where(table.index != 5, 150)).to_sql("patients", engine, index=False)
+    engine.dispose()
+    query = "SELECT patient, age, sex FROM patients"
+    data = SqlSource(kind="sql", url=f"sqlite:///{file}", query=query, patient_id="patient")
+    object.__setattr__(site, "data", data)
+    with pytest.raises(
+        TableFaultsError, match=f"column 'age': patient '{table['patient'][5]}': 150 lies outside"
+    ):
+        load_patients(site, schema_with(patient_id="patient", max_records_per_patient=20))
