@@ -66,7 +66,7 @@ class RecordEntry:
 
     Attributes:
         seq: from 1, without gaps.
-        kind: `opened`, `policy`, `asked`, `decision`, `debit`, `settled` or `refused`.
+        kind: `opened`, `policy`, `asked`, `decision`, `debit`, `settled`, `refused` or `foreign-app`.
         at: when, by the site's clock, UTC.
         body: JSON data; real numbers as decimal strings; no count and no value of a patient.
         hash: chain hash up to and including this entry.

@@ -18,6 +18,8 @@ from client.flower_adapter import Answer, SourceLostError, TaskHead, TaskSource
 from client.home import SiteHome
 from privacy.cli.supervisor import WORKER_READY
 
+FOREIGN_APP = "foreign-app"  # the kind of a refused app's entry in the site's record
+
 _BUSY_PAUSE_SECONDS = 0.05
 _IDLE_PAUSE_SECONDS = 0.5
 _LOST_PAUSE_SECONDS = 1.0
@@ -99,7 +101,10 @@ def main() -> None:
     check_rooms()
     home = SiteHome.open(Path(os.environ["FEDTWIN_HOME"]))
     run_worker(
-        home, app, allowed_apps=lambda: _allowed_apps(home), on_refused=lambda head: _note_refusal(home, head)
+        home,
+        app,
+        allowed_apps=lambda: _allowed_apps(home),
+        on_refused=lambda head: note_foreign_app(home, head),
     )
 
 
@@ -120,13 +125,32 @@ def _allowed_apps(home: SiteHome) -> Collection[str]:
         return ()
 
 
-def _note_refusal(home: SiteHome, head: TaskHead) -> None:
-    """Tell the site's staff, in the file that they read."""
-    with home.notices.open("a", encoding="utf-8") as file:
-        file.write(
-            f"{datetime.now(UTC).isoformat(timespec='seconds')} refused {head.message_type} of run {head.run_id}: "
-            f"its app {head.app_digest} is not among the policy's\n"
-        )
+def note_foreign_app(home: SiteHome, head: TaskHead) -> None:
+    """Enter a refused app in the site's record, once per run and app, and tell the site's staff.
+
+    The task is refused whether or not this succeeds.
+    """
+    from client.record import Record, RecordError
+
+    key = f"foreign-app/{head.run_id}/{head.app_digest}"
+    body = {"run": str(head.run_id), "message_type": head.message_type, "app_digest": head.app_digest}
+    try:
+        with Record(home.record_file).transaction(datetime.now(UTC)) as record:
+            known = {
+                f"foreign-app/{e.body['run']}/{e.body['app_digest']}"
+                for e in record.entries
+                if e.kind == FOREIGN_APP
+            }
+            if key in known:
+                return
+            record.append(FOREIGN_APP, body, once=key)
+        with home.notices.open("a", encoding="utf-8") as file:
+            file.write(
+                f"{datetime.now(UTC).isoformat(timespec='seconds')} refused {head.message_type} of run {head.run_id}: "
+                f"its app {head.app_digest} is not among the policy's\n"
+            )
+    except (OSError, RecordError) as error:
+        _log.error("the refused app could not be entered in the record: %s", error)
 
 
 if __name__ == "__main__":

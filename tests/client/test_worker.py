@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ from flwr.supernode.start_client_internal import _insert_message
 
 from client.flower_adapter import TaskHead, TaskSource, make_app
 from client.home import SiteHome
-from client.worker import run_worker
+from client.record import Record
+from client.worker import FOREIGN_APP, note_foreign_app, run_worker
 from models.exchange import APP_REFUSED_CODE, RECORD_NAME, RoundReply, RoundRequest
 from models.study import Study
 from privacy.signing import SigningKey
@@ -273,3 +275,15 @@ def test_without_the_secret_no_task_is_given(site: Site, supernode: SuperNode, t
     thief = TaskSource(port=site.home.supernode_port, secret=b"guess" * 8, held_file=tmp_path / "held")
     with pytest.raises(ConnectionError):
         thief.acquire()
+
+
+def test_a_refused_app_is_one_entry_in_the_sites_record_however_often_it_comes(home: SiteHome) -> None:
+    head = TaskHead(run_id=2**63 + 1, message_type="train.measure", app_digest=DIGEST)
+    for _ in range(3):
+        note_foreign_app(home, head)
+    note_foreign_app(home, replace(head, app_digest="0" * 64))
+    entries = [entry for entry in Record(home.record_file).entries() if entry.kind == FOREIGN_APP]
+    assert [entry.body["app_digest"] for entry in entries] == [DIGEST, "0" * 64]
+    assert entries[0].body["run"] == str(2**63 + 1)
+    assert home.notices.read_text().count("refused train.measure") == 2
+    Record(home.record_file).verify()
