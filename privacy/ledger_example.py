@@ -85,7 +85,7 @@ class ExampleLedger:
         """Every entry's canonical bytes, in order."""
         policy = {
             "epsilon_per_study": "50.0",
-            "epsilon_total": decimal_text(50.0 * self.scale.num_studies),
+            "epsilon_total": decimal_text(50.0) if self.scale.num_studies == 1 else None,
             "max_delta": decimal_text(DELTA),
         }
         for site in self.sites:

@@ -11,6 +11,7 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -298,7 +299,12 @@ def _pool(size: int, jobs: int | None) -> Iterator[Any]:
             while waiting:
                 yield waiting.popleft().result()
 
-        yield spread
+        try:
+            yield spread
+        except BrokenProcessPool:
+            _stop(
+                "a process that was checking entries was killed, by lack of memory perhaps; try again with --jobs 1"
+            )
 
 
 def _few_or(spread: Any) -> Any:

@@ -28,6 +28,7 @@ from privacy.ledger import (
     Body,
     CohortDrawn,
     Entry,
+    GateJudged,
     Receipted,
     Refused,
     Released,
@@ -244,6 +245,14 @@ def probes() -> dict[str, dict[str, Any]]:
         "mercy-2": new_mercy_2,
         "aggregate-2": aggregate(2, [new_mercy_2, receipt(HILL, 2)]),
     }
+    again = rotate_key("coordinator", LOG, NEW_LOG)
+    twice_rotated = encode({**happy(), "rotation": again, "again": again})
+    boasting = receipt(MERCY, 1, spend_epsilon=1.5)
+    falling = put(mercy_1=boasting, aggregate_1=aggregate(1, [boasting, receipt(HILL, 1)]))
+    nothing = [receipt(MERCY, 2, base_digest=NO_ARRAYS), receipt(HILL, 2, base_digest=NO_ARRAYS)]
+    other_base = put(
+        mercy_2=nothing[0], hill_2=nothing[1], aggregate_2=aggregate(2, nothing, base_digest=NO_ARRAYS)
+    )
     fork = encode(put(cohort=replace(happy()["cohort"], rows=99))(happy()))
     early_fork = encode(
         after(
@@ -385,6 +394,17 @@ def probes() -> dict[str, dict[str, Any]]:
         "history-out-of-order": probe(["history"], entries, history=[witnessed, note(entries[:5])]),
         "never-countersigned": probe(["witnesses"], entries, history=[]),
         "countersigned-by-one-of-two": probe(["witnesses"], entries, history=[note(entries[:9], (MERCY,))]),
+        "history-with-broken-framing": probe(
+            ["history"], entries, tiles={"checkpoints/001": b"\x00\x09short"}
+        ),
+        "kept-checkpoint-beyond-a-missing-bundle": probe(
+            ["entries", "tree", "since"],
+            [],
+            checkpoint=good,
+            since=note(entries[:5]),
+            history=[],
+            tiles={"tile/entries/000.p/13": b"\x00\x05half"},
+        ),
         # A coordinator's lies, well signed
         "entry-with-a-space": signed_raw(
             lambda e: edited(e, 4, b":", b": "), ["entries", "receipts", "rounds"]
@@ -441,6 +461,47 @@ def probes() -> dict[str, dict[str, Any]]:
                 key=NEW_LOG,
             ),
             history=[note(entries[:9], (MERCY, HILL), key=SigningKey.from_seed(b"X" * 32, name=LOG.name))],
+        ),
+        "study-again-with-another-budget": lie(["entries"], put(again=replace(STUDY, epsilon=9.0))),
+        "site-left-twice": lie(
+            ["keys"],
+            put(left=SiteLeft(site="hill", reason="left"), again=SiteLeft(site="hill", reason="left")),
+        ),
+        "policy-of-a-stranger": lie(["receipts"], put(policy_x=SitePolicy(site="nobody", policy=POLICY))),
+        "coordinator-key-replaced-twice-from-the-first": probe(
+            ["keys"],
+            twice_rotated,
+            checkpoint=note(twice_rotated, key=NEW_LOG),
+            history=[note(twice_rotated[:9], (MERCY, HILL))],
+        ),
+        "run-of-another-study": lie(
+            ["receipts"],
+            put(
+                study_2=small, other=receipt(MERCY, 3, study_digest=small.study_digest, spend_epsilon=cost(1))
+            ),
+        ),
+        "claim-falls-to-what-the-rest-costs": lie(["spend"], falling),
+        "receipts-out-of-order": lie(["receipts"], round_2(receipt(MERCY, 2, issued_at=START))),
+        "refusal-of-a-stranger": lie(
+            ["rounds"],
+            put(
+                refused=Refused(
+                    site="nobody", study_digest=STUDY.study_digest, run="run-1", round=3, code="budget"
+                )
+            ),
+        ),
+        "aggregate-of-an-old-round": lie(
+            ["rounds"], put(again=aggregate(1, [receipt(MERCY, 1)], base_digest=WEIGHTS[2]))
+        ),
+        "aggregate-skips-back-to-another-result": lie(["rounds"], other_base),
+        "withdrawal-of-no-release": lie(
+            ["releases"], put(gone=replace(withdrawn, release_digest=WEIGHTS[0]))
+        ),
+        "gate-on-no-release": lie(
+            ["releases"], put(judged=GateJudged(release_digest=WEIGHTS[0], verdict="passed", card={}))
+        ),
+        "events-beyond-any-promise": lie(
+            ["spend"], round_2(receipt(MERCY, 2, events=(replace(EVENT, noise_multiplier=0.01),)))
         ),
         "underclaimed": lie(["spend"], round_2(receipt(MERCY, 2, spend_epsilon=round(cost(2) - 0.001, 6)))),
         "claim-falls": lie(["spend"], round_2(receipt(MERCY, 2, spend_epsilon=round(cost(1) - 0.001, 6)))),
