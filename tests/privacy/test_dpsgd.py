@@ -90,6 +90,17 @@ def test_without_noise_a_step_is_the_clipped_sums_over_the_public_divisor(clippi
     assert (gradient * 20 - expected).abs().max() < public_grid(0.3) / 2 + 1e-5
 
 
+def test_nothing_of_a_step_is_left_in_the_next():
+    module = discriminator()
+    trainer = trainer_of(module, noise=Silence())
+    trainer.step(PATIENTS, FAKES, real_loss, fake_loss)
+    expected = clipped(module, PATIENTS, real_loss) + clipped(module, FAKES, fake_loss)
+    gradient = moved(module, trainer, PATIENTS, FAKES, real_loss, fake_loss)
+    assert (gradient * 20 - expected).abs().max() < public_grid(0.3) / 2 + 1e-4
+    nothing = moved(module, trainer, PATIENTS[:0], FAKES[:0], real_loss, fake_loss)
+    assert nothing.abs().max() == 0
+
+
 @pytest.mark.parametrize("physical_batch_size", [1, 7, 50, 1000])
 def test_the_physical_batch_size_changes_nothing(physical_batch_size):
     module = discriminator()

@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -114,6 +115,17 @@ def test_a_forked_child_shares_neither_key_nor_what_was_drawn_ahead(drawn_before
     os.close(writer)
     ours = noise.normal((1000,)).numpy()
     assert len(np.unique(np.concatenate([ours, np.frombuffer(theirs)]))) == 2000
+
+
+def test_a_child_forked_while_another_thread_draws_does_not_wait_for_that_thread():
+    noise = SystemNoise()
+    with noise._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # a child that waits for ever is ended, with a status that the parent sees
+            noise.normal((10,))
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
 
 
 def test_threads_share_one_source_without_sharing_a_value():
