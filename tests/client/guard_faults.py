@@ -1,6 +1,6 @@
 """Run under LD_PRELOAD of failing_writes: let each write call of a site's rounds fail in turn, and check the record.
 
-    python guard_faults.py FOLDER ENOSPC|EIO|SHORT|KILL [STRIDE]
+    python guard_faults.py FOLDER ENOSPC,EIO,SHORT,KILL [STRIDE]
 
 With a stride of n only every n-th call fails, in turn.
 
@@ -80,14 +80,14 @@ def check(folder: Path) -> str:
 
 
 def main() -> None:
-    base, fault = Path(sys.argv[1]), sys.argv[2]
+    base, faults = Path(sys.argv[1]), sys.argv[2].split(",")
     stride = int(sys.argv[3]) if len(sys.argv) > 3 else 1
     scenario.warm(1, len(ROUNDS))
     (base / "dry").mkdir()
     total, _ = run_with_fault(base / "dry", 0, 0, 0)
     assert not check(base / "dry")
     tried, hits, broken = 0, 0, []
-    for kind, lasting in KINDS[fault]:
+    for kind, lasting in (pair for fault in faults for pair in KINDS[fault]):
         for at in range(1 + lasting % stride, total + 1, stride):
             tried += 1
             folder = base / f"{kind}-{lasting}-{at}"
