@@ -10,6 +10,8 @@ export FEDTWIN_DATA ?= $(abspath ../shared/data)
 endif
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
+# Threads of torch that spin while they wait starve each other where tests run side by side.
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: help setup demo test test-all lint format clean
 help:  ## show this list

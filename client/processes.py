@@ -16,6 +16,8 @@ def site_processes(home: SiteHome) -> list[ProcessSpec]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "PYTHONUNBUFFERED": "1",
+        # Torch's threads spin while they wait; on busy cores a fit of seconds then takes many minutes.
+        "OMP_WAIT_POLICY": "PASSIVE",
     }
     return [
         ProcessSpec(
