@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select
@@ -28,7 +29,7 @@ from privacy.merkle import (
 )
 from privacy.signing import VerifyKey
 from server.errors import InvalidError, NotFoundError
-from server.store import Store
+from server.store import Store, write_durably
 from server.tables import CheckpointRow, LedgerEntryRow, SiteRow
 
 READ_AHEAD = 2000
@@ -173,6 +174,25 @@ def export_files(store: Store) -> Iterator[tuple[str, bytes]]:
     size = newest.checkpoint.size
     entries = (stored.data for stored in read_entries(store, count=size))
     return write_export(entries, newest.encode(), history=_history(store, size))
+
+
+def export_to(store: Store, folder: Path) -> int:
+    """Write an export that a static file server can host; again adds what is new, the checkpoint last.
+
+    Returns:
+        How many files were written; full tiles and bundles that are there already are left alone.
+
+    Raises:
+        NotFoundError: the ledger is empty.
+        LedgerVerificationError: the stored entries are not those under the checkpoint.
+    """
+    written = 0
+    for name, data in export_files(store):
+        path = folder / name
+        if not (path.is_file() and path.read_bytes() == data):
+            write_durably(path, data)
+            written += 1
+    return written
 
 
 def _history(store: Store, size: int) -> Iterator[bytes]:

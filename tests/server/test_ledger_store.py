@@ -136,6 +136,22 @@ def test_a_sites_cosignature_is_kept_once_it_holds(scenario) -> None:
         ledger_store.add_cosignature(store, site="north", size=999, line=line)
 
 
+def test_an_export_to_a_folder_grows_with_the_ledger_and_rewrites_nothing_that_stands(
+    store, tmp_path
+) -> None:
+    folder = tmp_path / "export"
+    with pytest.raises(NotFoundError):
+        ledger_store.export_to(store, folder)
+    _append(store, count=300)
+    assert ledger_store.export_to(store, folder) > 0
+    assert ledger_store.export_to(store, folder) == 0
+    full = (folder / "tile/entries/000").stat()
+    _append(store, 1)
+    assert ledger_store.export_to(store, folder) > 0
+    assert (folder / "tile/entries/000").stat() == full
+    assert (folder / "checkpoint").read_bytes() == ledger_store.latest_checkpoint(store).encode()
+
+
 def test_proofs_of_what_is_not_there_are_refused(store) -> None:
     _append(store, count=3)
     with pytest.raises(InvalidError, match="index is 3"):
