@@ -91,6 +91,8 @@ def test_a_table_on_disk_is_the_table_in_memory(site, table):
         for table in (expected, mapped)
     ]
     assert torch.equal(*draws)
+    everybody = torch.arange(mapped.num_patients)
+    assert mapped.one_record_each(everybody, torch.zeros(len(everybody))).dtype == torch.int64
 
 
 def test_the_file_is_private_mapped_again_and_gone_when_the_data_changed(site, table):
@@ -109,12 +111,15 @@ def test_the_file_is_private_mapped_again_and_gone_when_the_data_changed(site, t
     assert list((site.state / "tables").iterdir()) == []
 
 
-def test_a_file_that_is_not_whole_is_not_believed(site):
+@pytest.mark.parametrize("end", [b"", b"\xff" * 8, (2**62).to_bytes(8, "little"), bytes(8)])
+def test_a_file_that_is_not_whole_is_not_believed(site, end):
     schema = schema_with()
     expected = load_patients(site, schema, spill_bytes=100).codes.clone()
     [file] = (site.state / "tables").iterdir()
     with file.open("r+b") as opened:
         opened.truncate(file.stat().st_size - 8)
+        opened.seek(0, os.SEEK_END)
+        opened.write(end)
     assert torch.equal(load_patients(site, schema, spill_bytes=100).codes, expected)
 
 
