@@ -102,7 +102,7 @@ def fast_folder(tmp_path):
 
 
 def test_any_write_call_may_fail_or_be_the_last(failing_disk, fast_folder):
-    check_faults(failing_disk, fast_folder, "ENOSPC,EIO,SHORT,KILL", stride=8)
+    check_faults(failing_disk, fast_folder, "ENOSPC,EIO,SHORT,KILL", stride=16)
 
 
 @pytest.mark.slow
