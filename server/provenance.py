@@ -21,9 +21,10 @@ from privacy.checkpoint import open_checkpoint
 from privacy.ledger import CohortDrawn, decode_entry
 from privacy.merkle import LedgerVerificationError, leaf_hash, verify_inclusion
 from privacy.signing import VerifyKey
-from server import ledger_store, runs
+from server import ledger_store
 from server.cohorts import Cohort
 from server.releases import LIMITS_OF_USE, Release
+from server.spends import run_spends
 from server.store import Store
 
 CERTIFICATE_FILE = "certificate.json"
@@ -46,7 +47,7 @@ def make_statement(
         report: how the conditions met the generator.
         files: `sha256:` digest of each data file by name.
     """
-    spends = {spend.site: spend for spend in runs.run_spends(store, release.run)}
+    spends = {spend.site: spend for spend in run_spends(store, release.run)}
     return {
         "version": 1,
         "synthetic": True,

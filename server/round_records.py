@@ -19,7 +19,8 @@ from privacy.receipt import receipt_digest
 from server import ledger_store
 from server.errors import ConflictError, NotFoundError
 from server.releases import Release, propose_in
-from server.runs import ACTIVE_STATES, Run, SiteSpend, end_in, get_run, run_row, spend_of_row
+from server.runs import ACTIVE_STATES, Run, end_in, get_run, run_row
+from server.spends import SiteSpend, spend_of_row
 from server.store import Store
 from server.tables import Outcome, RoundRow, RunRow, SpendRow
 

@@ -9,13 +9,14 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.study import Study
-from server import releases, runs, studies
+from server import releases, studies
 from server.api.auth import AnyRole, Operator, StoreDep
 from server.api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
 from server.api.problems import responses
 from server.api.runs import SpendOut, spend_out
 from server.errors import NotFoundError
 from server.keys import ApiKey
+from server.spends import run_spends
 from server.store import Store
 
 router = APIRouter(prefix="/v1/releases", tags=["releases"])
@@ -158,7 +159,7 @@ def _detail(store: Store, release: releases.Release) -> ReleaseDetail:
         round=release.round,
         weights_digest=release.weights_digest,
         budget={"epsilon": study.privacy.epsilon, "delta": study.privacy.delta},
-        spends=[spend_out(spend) for spend in runs.run_spends(store, release.run)],
+        spends=[spend_out(spend) for spend in run_spends(store, release.run)],
         columns=[_column(column) for column in study.table.columns],
         label=study.table.label,
         scores=dict(release.scores),

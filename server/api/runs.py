@@ -13,6 +13,7 @@ from server.api.auth import Operator, OperatorOrAuditor, StoreDep
 from server.api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
 from server.api.problems import ProblemError, responses
 from server.api.starter import RunStarter, StarterError
+from server.spends import SiteSpend, run_spends
 from server.store import Store
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
@@ -116,7 +117,7 @@ def get_run(run_id: str, _key: OperatorOrAuditor, store: StoreDep) -> RunDetail:
     release = releases.release_of_run(store, run_id)
     return RunDetail(
         **_out(run).model_dump(),
-        spends=[spend_out(spend) for spend in runs.run_spends(store, run_id)],
+        spends=[spend_out(spend) for spend in run_spends(store, run_id)],
         recorded_rounds=[
             RoundOut(
                 round=one.round,
@@ -148,7 +149,7 @@ def resume_run(run_id: str, _key: Operator, store: StoreDep, request: Request) -
     return _out(_start(store, request.app.state.starter, run_id))
 
 
-def spend_out(spend: runs.SiteSpend) -> SpendOut:
+def spend_out(spend: SiteSpend) -> SpendOut:
     """A spend as the API shows it."""
     return SpendOut(
         site=spend.site,

@@ -15,7 +15,7 @@ from client.guard import Guard
 from client.policy import load_policy
 from models.exchange import RoundReply, RoundRequest
 from models.study import Study
-from server import ledger_store, round_records, runs, studies
+from server import ledger_store, round_records, runs, spends, studies
 from server.federation import SiteFailure
 from server.rounds import RoundFailedError, run_rounds
 
@@ -133,7 +133,7 @@ def test_a_whole_run_ends_in_a_release_within_every_cap(lab, study):
     assert release.state == "candidate"
     assert runs.get_run(lab.store, run).state == "completed"
     assert [one.round for one in round_records.list_rounds(lab.store, run)] == [1, 2, 3]
-    for spend in runs.run_spends(lab.store, run):
+    for spend in spends.run_spends(lab.store, run):
         assert 0 < float(spend.spent_epsilon) <= study.privacy.epsilon
     for site in lab.sites:
         assert _debits(lab, site) == [(run, 1), (run, 2), (run, 3)]

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from server import ledger_store, releases, round_records, runs, sites, studies
+from server import ledger_store, releases, round_records, runs, sites, spends, studies
 from server.errors import ConflictError, InvalidError, NotFoundError
 from server.round_records import SiteOutcome
 from server.store import StoredFileError
@@ -101,7 +101,7 @@ def test_an_error_in_the_middle_of_a_round_leaves_no_part_of_it(ready) -> None:
         ready.record(run, 1, outcomes=[good, stranger])
     assert ledger_store.num_entries(ready.store) == size
     assert round_records.last_round(ready.store, run) is None
-    assert runs.run_spends(ready.store, run) == []
+    assert spends.run_spends(ready.store, run) == []
 
 
 def test_a_missed_quorum_keeps_receipts_and_refusals_but_no_round(ready) -> None:
@@ -117,12 +117,12 @@ def test_a_missed_quorum_keeps_receipts_and_refusals_but_no_round(ready) -> None
     assert [body.KIND for body in bodies] == ["receipt", "refusal", "refusal"]
     assert [body.code for body in bodies[1:]] == ["budget", "timeout"]
     assert round_records.last_round(ready.store, run) is None
-    spends = {spend.site: spend for spend in runs.run_spends(ready.store, run)}
-    assert spends["south"].reason == "epsilon 4 would be exceeded"
+    by_site = {spend.site: spend for spend in spends.run_spends(ready.store, run)}
+    assert by_site["south"].reason == "epsilon 4 would be exceeded"
     # A retry in which the first site is silent does not forget its receipt, nor log it twice.
     retry = [SiteOutcome(site="north", outcome="failed", code="timeout")]
     round_records.record_outcomes(ready.store, run_id=run, round=1, outcomes=retry)
-    assert {s.site: s.outcome for s in runs.run_spends(ready.store, run)}["north"] == "accepted"
+    assert {s.site: s.outcome for s in spends.run_spends(ready.store, run)}["north"] == "accepted"
     ready.record(run, 1)
     entries = list(ledger_store.read_entries(ready.store, start=before))
     assert [stored.entry.kind for stored in entries] == [
