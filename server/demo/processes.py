@@ -8,11 +8,11 @@ from pathlib import Path
 from privacy.cli.supervisor import ProcessEvent, ProcessSpec, Supervisor
 from server.demo.display import PhaseLine
 from server.demo.parties import Parties
-from server.demo.surface import fedtwin_command, poll
+from server.demo.surface import SHARED_CORES, fedtwin_command, poll
 
 READY_SECONDS = 120.0
 TAIL_LINES = 15
-_PARTS = {"server": ("superlink", "worker", "api"), "site": ("supernode", "worker")}
+_PARTS = {"server": ("superlink", "worker", "api", "jobs"), "site": ("supernode", "worker")}
 
 
 class DemoProcesses:
@@ -32,7 +32,7 @@ class DemoProcesses:
                 ProcessSpec(
                     name=name,
                     command=fedtwin_command(self._groups[name], "up", "--home", home),
-                    environment={"PYTHONUNBUFFERED": "1"},
+                    environment={"PYTHONUNBUFFERED": "1", **SHARED_CORES},
                     max_failures=1,
                     stop_seconds=20.0,
                 )

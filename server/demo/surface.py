@@ -15,6 +15,9 @@ from typing import Any, TypeVar
 import httpx
 
 COMMANDS_AT_ONCE = 2
+PARTIES = 4
+# A coordinator and three hospitals share this machine: threads beyond its cores only wait for each other.
+SHARED_CORES = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // PARTIES))}
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
@@ -54,7 +57,7 @@ def fedtwin(*arguments: str | Path, environment: dict[str, str] | None = None) -
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        env={**os.environ, "COLUMNS": "200", **(environment or {})},
+        env={**os.environ, **SHARED_CORES, "COLUMNS": "200", **(environment or {})},
         timeout=300,
         check=False,
     )
