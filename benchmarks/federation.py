@@ -19,6 +19,9 @@ from models.study import Study
 
 def train_federation(study: Study, tables: Sequence[pd.DataFrame]) -> MixtureGenerator:
     """Measure, warm-start and refine over sites that each add their own noise; the release's generator."""
+    # Every site counts: a round with fewer would be another experiment.
+    federation = study.federation.model_copy(update={"quorum": len(tables)})
+    study = study.model_copy(update={"federation": federation})
     with tempfile.TemporaryDirectory() as folder:
         lab = InProcessLab(
             Path(folder),

@@ -34,6 +34,7 @@ from models.generator import MixtureGenerator
 from models.sampling import sample_cohort
 from models.study import Study
 
+MIN_SYNTHETIC = 10_000  # small hospitals: more synthetic patients cost nothing and blur less
 FIGURES = {"tvd1": "1-way TVD", "tvd2": "2-way TVD", "tvd3": "3-way TVD", "auc": "AUC"}
 
 
@@ -56,12 +57,14 @@ def make_study(data: BenchmarkData, *, epsilon: float, delta: float, changes: Se
 
 def codes_of(frame: pd.DataFrame, data: BenchmarkData) -> np.ndarray:
     """Rows as codes, for the metric."""
-    return encode_table(frame, data.schema).codes.numpy()
+    rows_only = data.schema.model_copy(update={"patient_id": None, "max_records_per_patient": 1})
+    return encode_table(frame, rows_only).codes.numpy()
 
 
 def synthesise(generator: MixtureGenerator, data: BenchmarkData, *, seed: int) -> np.ndarray:
-    """As many rows as there are to train on, as a researcher gets them, re-encoded for the metric."""
-    frames = sample_cohort(generator, data.schema, len(data.train), seed=seed)
+    """As many patients as there are to train on, as a researcher gets them, re-encoded for the metric."""
+    num_patients = max(len(data.one_row_each()), MIN_SYNTHETIC)
+    frames = sample_cohort(generator, data.schema, num_patients, seed=seed)
     return np.concatenate([codes_of(frame, data) for frame in frames])
 
 
@@ -76,11 +79,12 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, list[dict[
     data = load(arguments.dataset, data_folder(arguments.data))
     study = make_study(data, epsilon=arguments.epsilon, delta=arguments.delta, changes=arguments.set)
     label = None if data.schema.label is None else data.schema.names.index(data.schema.label)
-    train, test = codes_of(data.train, data), codes_of(data.test, data)
+    train, test = codes_of(data.one_row_each(), data), codes_of(data.test, data)
     cards = data.schema.cardinalities
     rows: dict[str, list[dict[str, float]]] = {"real data": [utility(train, test, cards, label)]}
     rows["independent columns"] = [utility(independent_columns(train, seed=0), test, cards, label)]
-    plans = {"one site alone": 1, f"federated, {arguments.sites} sites": arguments.sites}
+    tables = data.split(arguments.sites)
+    plans = {"one site alone": 1, f"federated, {len(tables)} sites": len(tables)}
     if arguments.central:
         plans["all rows at one site"] = 0
     with Progress(

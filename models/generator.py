@@ -94,7 +94,7 @@ class MixtureGenerator(nn.Module):
 
     @torch.no_grad()
     def sample_codes(self, n: int, *, generator: torch.Generator) -> Tensor:
-        """Independent records: (n, K) int64 levels, the same for the same state of `generator`."""
+        """Records: (n, K) int64 levels, the same for the same state of `generator`; see `draw_codes`."""
         return draw_codes(
             self.probabilities().double(), self.weights().double(), self.cardinalities, n, generator=generator
         )
@@ -126,7 +126,11 @@ def draw_codes(
     *,
     generator: torch.Generator,
 ) -> Tensor:
-    """Draw from a mixture of products by inverse distribution functions: (n, K) int64.
+    """Draw from a mixture of products by inverse distribution functions: (n, K) int64, in random order.
+
+    Each record alone is distributed as the mixture. Together they are stratified: components are drawn
+    systematically, and within a component each column's uniforms are a Latin hypercube, so that a cohort's
+    margins are nearer to the release's than those of independent draws.
 
     Args:
         probabilities: (C, D) float64; each column's part of a row may have any positive sum.
@@ -134,11 +138,20 @@ def draw_codes(
         cardinalities: levels of each column.
         n: how many.
         generator: the source of randomness.
+
+    References:
+        McKay, Beckman, Conover: A Comparison of Three Methods for Selecting Values of Input Variables, 1979.
     """
+
+    def uniforms() -> Tensor:
+        return torch.rand(n, generator=generator, dtype=torch.float64)
+
     components = len(weights)
     heaped = weights.cumsum(0)
-    drawn = torch.rand(n, generator=generator, dtype=torch.float64) * heaped[-1]
-    component = torch.searchsorted(heaped, drawn, right=True).clamp_(max=components - 1)
+    places = (torch.arange(n, dtype=torch.float64) + uniforms()) / max(n, 1) * heaped[-1]
+    component = torch.searchsorted(heaped, places, right=True).clamp_(max=components - 1)  # ascending
+    sizes = component.bincount(minlength=components)
+    within = torch.arange(n) - (sizes.cumsum(0) - sizes)[component]
     codes = torch.empty(n, len(cardinalities), dtype=torch.int64)
     offsets = column_offsets(cardinalities).tolist()
     base = torch.arange(components, dtype=torch.float64)[:, None]
@@ -148,8 +161,10 @@ def draw_codes(
         # All components' distribution functions end to end: one search for all rows. A level of probability
         # 0 has no interval; a draw beyond the last step by rounding takes the last level that has one.
         flat = (base + rising.clamp(max=1.0)).flatten()
-        uniform = torch.rand(n, generator=generator, dtype=torch.float64)
+        # A random order within each component: its records' strata in this column.
+        stratum = within[(component + uniforms()).argsort()]
+        uniform = ((stratum + uniforms()) / sizes[component]).clamp_(max=1 - 2**-53)
         found = torch.searchsorted(flat, component + uniform, right=True) - component * levels
         last = levels - 1 - part.flip(1).gt(0).int().argmax(1)
         codes[:, column] = torch.minimum(found.clamp_(min=0), last[component])
-    return codes
+    return codes[torch.randperm(n, generator=generator)]

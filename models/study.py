@@ -52,7 +52,7 @@ class WarmStartSettings(Frozen):
     """
 
     components: int = Field(default=0, ge=0, le=20_000)
-    steps: int = Field(default=300, ge=1, le=100_000)
+    steps: int = Field(default=250, ge=1, le=100_000)
     learning_rate: float = Field(default=0.1, gt=0)
     shrinkage: float = Field(default=1.0, ge=0)
     label_weight: float = Field(default=1.0, gt=0)

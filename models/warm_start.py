@@ -23,7 +23,7 @@ Progress = Callable[[float], None]
 
 START_STEPS = 60
 
-INFORMATION_PER_NOISE = 1.5
+INFORMATION_PER_NOISE = 2.0
 """Penalty on mutual information over the standard deviation of a frequency's noise.
 
 The squared residuals that noise alone offers to a dependence grow with its variance, the information such a
