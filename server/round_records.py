@@ -185,11 +185,19 @@ def get_round(store: Store, run_id: str, round: int) -> RecordedRound:
         return _recorded(session, row)
 
 
-def list_rounds(store: Store, run_id: str) -> list[RecordedRound]:
-    """All recorded rounds of a run, from the first."""
+def list_rounds(store: Store, run_id: str, *, limit: int | None = None) -> list[RecordedRound]:
+    """Recorded rounds of a run from the first; with a limit, the newest so many."""
+    newest = select(RoundRow).where(RoundRow.run == run_id).order_by(RoundRow.round.desc()).limit(limit)
     with store.database.read() as session:
-        rows = session.scalars(select(RoundRow).where(RoundRow.run == run_id).order_by(RoundRow.round))
-        return [_recorded(session, row) for row in rows]
+        rows = list(session.scalars(newest))[::-1]
+        first = rows[0].round if rows else 1
+        query = (
+            select(SpendRow).where(SpendRow.run == run_id, SpendRow.round >= first).order_by(SpendRow.site)
+        )
+        spends: dict[int, list[SpendRow]] = {}
+        for spend in session.scalars(query):
+            spends.setdefault(spend.round, []).append(spend)
+        return [_value(row, spends.get(row.round, [])) for row in rows]
 
 
 def complete_run(
@@ -215,9 +223,9 @@ def complete_run(
         return release
 
 
-def run_with_rounds(store: Store, run_id: str) -> tuple[Run, list[RecordedRound]]:
-    """A run and its recorded rounds."""
-    return get_run(store, run_id), list_rounds(store, run_id)
+def run_with_rounds(store: Store, run_id: str, *, limit: int) -> tuple[Run, list[RecordedRound]]:
+    """A run and its newest recorded rounds."""
+    return get_run(store, run_id), list_rounds(store, run_id, limit=limit)
 
 
 def _check_next(session: Session, run: RunRow, round: int) -> None:
@@ -276,9 +284,11 @@ def _accepted_receipts(outcomes: Sequence[SiteOutcome]) -> list[str]:
 
 
 def _recorded(session: Session, row: RoundRow) -> RecordedRound:
-    query = (
-        select(SpendRow).where(SpendRow.run == row.run, SpendRow.round == row.round).order_by(SpendRow.site)
-    )
+    query = select(SpendRow).where(SpendRow.run == row.run, SpendRow.round == row.round)
+    return _value(row, list(session.scalars(query.order_by(SpendRow.site))))
+
+
+def _value(row: RoundRow, spends: Sequence[SpendRow]) -> RecordedRound:
     return RecordedRound(
         run=row.run,
         round=row.round,
@@ -290,5 +300,5 @@ def _recorded(session: Session, row: RoundRow) -> RecordedRound:
         tree_size=row.tree_size,
         seconds=row.seconds,
         recorded_at=row.recorded_at,
-        spends=tuple(spend_of_row(spend) for spend in session.scalars(query)),
+        spends=tuple(spend_of_row(spend) for spend in spends),
     )

@@ -83,7 +83,7 @@ def enrol_site(
             SitePolicy(site=name, policy=dict(policy)),
         ]
         policy_digest = digest(dict(policy))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InvalidError("site", f"the site's card cannot be used: {error}") from error
     with store.database.write() as session:
         row = session.get(SiteRow, name)

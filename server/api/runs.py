@@ -17,6 +17,7 @@ from server.spends import SiteSpend, run_spends
 from server.store import Store
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
+ROUNDS_SHOWN = 200
 
 
 class RunRequest(BaseModel):
@@ -81,7 +82,7 @@ class RunDetail(RunOut):
     """A run with its spends, rounds and messages, and its release once it is completed."""
 
     spends: list[SpendOut]
-    recorded_rounds: list[RoundOut]
+    recorded_rounds: list[RoundOut] = Field(description="The newest 200, oldest first.")
     messages: list[MessageOut]
     release: str | None
 
@@ -113,7 +114,7 @@ def list_runs(
 @router.get("/{run_id}", summary="Follow a run", responses=responses(404))
 def get_run(run_id: str, _key: OperatorOrAuditor, store: StoreDep) -> RunDetail:
     """Phase, round, percent, time to go, each site's spend out of its cap, and what happened."""
-    run, recorded = round_records.run_with_rounds(store, run_id)
+    run, recorded = round_records.run_with_rounds(store, run_id, limit=ROUNDS_SHOWN)
     release = releases.release_of_run(store, run_id)
     return RunDetail(
         **_out(run).model_dump(),

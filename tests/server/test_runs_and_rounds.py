@@ -141,7 +141,9 @@ def test_a_run_resumes_after_its_last_recorded_round(ready) -> None:
     runs.start_running(ready.store, run)
     assert round_records.last_round(ready.store, run).round == 1
     ready.record(run, 2)
-    assert [recorded.round for recorded in round_records.list_rounds(ready.store, run)] == [1, 2]
+    both = round_records.list_rounds(ready.store, run)
+    assert both == [round_records.get_round(ready.store, run, number) for number in (1, 2)]
+    assert round_records.list_rounds(ready.store, run, limit=1) == both[1:]
 
 
 def test_stopping_is_a_request_that_the_loop_sees(ready) -> None:
@@ -258,6 +260,8 @@ def test_a_sites_keys_are_its_own(ready) -> None:
         sites.enrol_site(store, **{**again, "node_public_key": "ecdsa x"})
     with pytest.raises(InvalidError, match="must be equal"):
         sites.enrol_site(store, **{**again, "name": "east"})
+    with pytest.raises(InvalidError, match="card cannot be used"):
+        sites.enrol_site(store, **{**again, "policy": None})
     changed = sites.enrol_site(store, **{**again, "policy": {**north.policy, "epsilon_total": "3.0"}})
     assert changed.policy_digest != north.policy_digest
     assert [e.entry.kind for e in ledger_store.read_entries(store, start=size)] == ["site-policy"]
