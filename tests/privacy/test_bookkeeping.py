@@ -166,6 +166,20 @@ def test_a_patient_beyond_the_number_range_adds_nothing_or_at_most_the_bound_and
         assert change.norm() <= 1e-5
 
 
+def test_the_clip_holds_where_positions_cancel_and_a_norm_from_gram_matrices_would_not():
+    """49 nearly equal positions with signals that sum to nothing: their products are 7,000 times their sum."""
+    torch.manual_seed(0)
+    module = nn.Linear(576, 128, bias=False)
+    records = torch.randn(1, 1, 576).repeat(1, 49, 1) + 1e-3 * torch.randn(1, 49, 576)
+    signals = torch.randn(1, 49, 128) * 1e3
+    signals -= signals.mean(1, keepdim=True)
+    total = clipped_sum(module, records, 1.0, loss=lambda out: (out * signals).sum((1, 2)))
+    assert 1 - 1e-4 < total.norm() <= 1 + 1e-5
+    a, g = records[0], signals[0]
+    gram = ((a @ a.t()) * (g @ g.t())).sum().clamp_min(0).sqrt()
+    assert abs(gram / (g.double().t() @ a.double()).norm() - 1) > 1e-3
+
+
 def test_a_loss_that_is_nan_for_one_patient_drops_that_patient_only():
     module, records = build("embedding with padding and repeated codes")
     marked = torch.zeros(len(records))
