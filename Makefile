@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit("fedtwin needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	@echo "fedtwin: installing the pinned dependencies into $(VENV), a few minutes the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint requirements.lock --editable '.[server,site,demo,dev]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint requirements.lock --editable '.[server,site,images,demo,dev]'
 	touch $@
 
 demo: setup  ## three hospitals train one generator on real data; ARGS=--exit ends by itself
