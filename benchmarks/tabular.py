@@ -85,6 +85,8 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, list[dict[
     rows["independent columns"] = [utility(independent_columns(train, seed=0), test, cards, label)]
     tables = data.split(arguments.sites)
     plans = {"one site alone": 1, f"federated, {len(tables)} sites": len(tables)}
+    if arguments.no_alone:
+        del plans["one site alone"]
     if arguments.central:
         plans["all rows at one site"] = 0
     with Progress(
@@ -136,6 +138,7 @@ def main() -> None:
     parser.add_argument("--sites", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=1, help="runs with other splits, noise and samples")
     parser.add_argument("--central", action="store_true", help="add a row with all rows at one site")
+    parser.add_argument("--no-alone", action="store_true", help="leave out the row of one site alone")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="e.g. warm_start.steps=800"

@@ -1,15 +1,15 @@
 """Cohorts from a generator: post-processing of a release, so seeds are allowed and nothing is spent.
 
-A condition is honoured exactly. Where it is a union of boxes the components are re-weighted by the probability
-of each box and the columns' distributions truncated to it; where it compares columns with each other, records
-are drawn until enough satisfy it. Every record is tested once more as decoded, so all that are served satisfy
-the condition to the last digit.
+A condition is honoured exactly, and so are the schema's constraints. Where it is a union of boxes the components
+are re-weighted by the probability of each box and the columns' distributions truncated to it; where it compares
+columns with each other, records are drawn until enough satisfy it. Every record is tested once more as decoded,
+so all that are served satisfy the condition to the last digit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,8 @@ class ConditionReport:
     """How conditions meet a generator.
 
     Attributes:
-        probability: of a patient of the release to satisfy them; 1 without conditions.
+        probability: of a patient of the release to satisfy them, given the schema's constraints; without
+            conditions, of a draw to satisfy the constraints.
         exact: whether it is computed; else it is estimated from a pilot draw.
         acceptance: the part of drawn records that is kept.
         effective_components: 1 / sum of squared weights of the components that the cohort is drawn from; a
@@ -131,7 +132,9 @@ class CohortSampler:
             self._marginals = [
                 part.numpy() for part in (self._weights @ probabilities).split(schema.cardinalities)
             ]
-        self._condition = AllOf(parse_conditions(conditions, schema)) if conditions else None
+        wanted = parse_conditions(conditions, schema)
+        always = parse_conditions(schema.constraints, schema)
+        self._condition = AllOf((*always, *wanted)) if always or wanted else None
         box_conditions: list[Condition] = []
         self._rejecting = False
         for part in () if self._condition is None else self._condition.parts:
@@ -144,6 +147,9 @@ class CohortSampler:
         self._boxes = [_ConditionedBox(self, probabilities, box) for box in boxes]
         self._needed = sorted(columns_of(self._condition)) if self._condition else []
         self.report = self._weigh(min_probability)
+        if always and wanted:
+            possible = CohortSampler(generator, schema, min_probability=0).report.probability
+            self.report = replace(self.report, probability=min(1.0, self.report.probability / possible))
 
     def chunks(self, num_patients: int, *, seed: int) -> Iterator[pd.DataFrame]:
         """Draw; see `sample_cohort`."""

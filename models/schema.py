@@ -234,6 +234,8 @@ class StudySchema(Frozen):
         max_records_per_patient: how many rows one patient may have.
         records_beyond: what more rows are: a fault of the site's table, or `sample`: a random subset of that
             many is kept, drawn at the site for each patient on its own.
+        constraints: conditions such as `diastolic < systolic` (see `models.conditions`) that every patient served
+            satisfies; public knowledge, not taken from the data.
 
     Privacy: neither bound nor subset changes what one patient may add to a release: in the measurement a
         patient's records share one unit of weight, and a training step sees one of them. The bound says how many
@@ -246,6 +248,7 @@ class StudySchema(Frozen):
     rows: Literal["patient", "visit"] = "patient"
     max_records_per_patient: int = Field(default=1, ge=1)
     records_beyond: Literal["refuse", "sample"] = "refuse"
+    constraints: tuple[str, ...] = Field(default=(), max_length=50)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -287,4 +290,12 @@ class StudySchema(Frozen):
             raise ValueError("rows = 'visit' needs patient_id: a patient's visits are one unit")
         if self.records_beyond == "sample" and self.patient_id is None:
             raise ValueError("records_beyond = 'sample' needs patient_id: which rows are one patient's?")
+        return self
+
+    @model_validator(mode="after")
+    def _constraints(self) -> StudySchema:
+        from models.conditions import parse_condition  # conditions speak of schemas
+
+        for constraint in self.constraints:
+            parse_condition(constraint, self)
         return self

@@ -125,3 +125,22 @@ def test_two_hundred_thousand_patients_take_seconds(generator, schema, tmp_path)
 def test_missing_values_come_as_missing(population, generator):
     share = population.sex.isna().mean()
     assert np.isclose(share, generator.one_way()[2].item(), atol=0.005)
+
+
+def test_constraints_of_the_schema_hold_for_every_patient_served(generator, schema):
+    bound = schema.model_copy(
+        update={"constraints": ("diastolic < systolic", "not smoker or stage != 'low'")}
+    )
+    cohort = take(generator, bound, 5_000, "age > 40")
+    assert (cohort.diastolic < cohort.systolic).all()
+    assert not (cohort.smoker.fillna(False) & (cohort.stage == "low")).any()
+    assert (cohort.age > 40).all()
+    free = CohortSampler(generator, schema, ["age > 40", *bound.constraints]).report.probability
+    possible = CohortSampler(generator, schema, bound.constraints).report.probability
+    given = CohortSampler(generator, bound, ["age > 40"]).report.probability
+    assert np.isclose(given, free / possible, rtol=0.02)
+
+
+def test_a_constraint_that_cannot_be_read_makes_no_schema(schema):
+    with pytest.raises(ValueError, match="there is no column 'height'"):
+        type(schema).model_validate({**schema.model_dump(), "constraints": ("height > 3",)})
