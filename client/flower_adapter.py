@@ -27,7 +27,7 @@ import httpx
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode, SubStatus
+from flwr.common.constant import ErrorCode, Status, SubStatus
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
@@ -327,6 +327,31 @@ def _soon(pull: Callable[..., Any]) -> Callable[..., Any]:
     return functools.partial(pull, initial_backoff=_PART_SECONDS, backoff_cap=_LAST_PART_SECONDS)
 
 
+def _whole(receive: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Drop a message of which not all was received: its run was stopped meanwhile.
+
+    Flower leaves its task behind. The worker would wait for a minute for parts that never come, and the
+    SuperNode, which serves one task at a time, would answer one task late from then on.
+    """
+
+    def tasks(state: Any) -> dict[int, int]:
+        unfinished = state.get_tasks(statuses=[Status.PENDING, Status.STARTING, Status.RUNNING])
+        return {task.task_id: task.run_id for task in unfinished}
+
+    def receive_whole(*, state: Any, **rest: Any) -> int | None:
+        tasks_before, messages_before = tasks(state), set(state.msg_store)
+        received = receive(state=state, **rest)
+        if received is None:
+            for task_id, run_id in tasks(state).items():
+                if task_id not in tasks_before:
+                    _log.warning("dropped a task of run %s, which ended while it was received", run_id)
+                    state.finish_task(task_id, sub_status=SubStatus.STOPPED, details="the run has ended")
+            state.delete_messages(message_ids=list(set(state.msg_store) - messages_before))
+        return received
+
+    return receive_whole
+
+
 def run_supernode() -> None:
     """Be a SuperNode with the arguments of this process; never returns.
 
@@ -336,6 +361,7 @@ def run_supernode() -> None:
     command = importlib.import_module("flwr.supernode.cli.flower_supernode")
     loop.time = _Pace()  # type: ignore[attr-defined]
     loop.pull_objects = _soon(loop.pull_objects)  # type: ignore[attr-defined]
+    loop._pull_and_store_message = _whole(loop._pull_and_store_message)  # type: ignore[attr-defined]
     try:
         command.flower_supernode()
     finally:

@@ -40,7 +40,11 @@ from flwr.supercore.error import FlowerError
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.retry import exponential
 from flwr.supercore.runtime import RuntimeHttpClient
@@ -48,10 +52,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import http_grid
 
 from models.exchange import APP_REFUSED_CODE, MESSAGE_TYPES, RECORD_NAME, RoundReply, RoundRequest
+from privacy.cli.folders import write_private
 from server.bundle import digest_of_bundle
 from server.federation import SiteFailure
 from server.home import CoordinatorHome
 
+_RUN_IN_HAND = "run-in-hand"
 _FIRST_POLL_SECONDS = 0.1
 _LAST_POLL_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
@@ -305,7 +311,11 @@ def serve_run(home: CoordinatorHome, app: Callable[[Grid, Context], None]) -> No
         KeyboardInterrupt: the run was stopped (Flower's client raises SIGINT), or this process is to end.
     """
     http_grid.pull_objects = _pull_by_deadline
+    _give_up_run_in_hand(home)
     token = _wait_for_run(home)
+    in_hand = home.path / _RUN_IN_HAND
+    in_hand.unlink(missing_ok=True)
+    write_private(in_hand, token.encode())
     grid = http_grid.HttpGrid(
         runtime_api_address=f"127.0.0.1:{home.superlink_port}",
         root_certificates=home.ca_certificate.read_bytes(),
@@ -345,22 +355,40 @@ def serve_run(home: CoordinatorHome, app: Callable[[Grid, Context], None]) -> No
         if heartbeat.is_running:
             heartbeat.stop()
         grid.close()
+        in_hand.unlink(missing_ok=True)
+
+
+def _give_up_run_in_hand(home: CoordinatorHome) -> None:
+    """End the run that a killed worker left: Flower would call it running for another minute."""
+    in_hand = home.path / _RUN_IN_HAND
+    if not in_hand.exists():
+        return
+    client = _runtime_client(home, "flwr-serverapp", RuntimeTokenHttpInterceptor(in_hand.read_text()))
+    with suppress(httpx.HTTPError):  # it has ended otherwise: its token is void
+        client.PushTaskOutput(
+            PushTaskOutputRequest(sub_status=SubStatus.FAILED, details="the worker was killed")
+        )
+        _log.warning("ended the run that was in hand when the worker was killed")
+    client.close()
+    in_hand.unlink(missing_ok=True)
+
+
+def _runtime_client(home: CoordinatorHome, component: str, login: Any) -> RuntimeHttpClient:
+    return RuntimeHttpClient.from_server_address(
+        server_address=f"127.0.0.1:{home.superlink_port}",
+        insecure=False,
+        root_certificates=home.ca_certificate.read_bytes(),
+        interceptors=[RuntimeVersionHttpInterceptor(component_name=component), login],
+    )
 
 
 def _wait_for_run(home: CoordinatorHome) -> str:
     """Poll the SuperLink until it gives this worker a run; returns the run's token."""
-    client = RuntimeHttpClient.from_server_address(
-        server_address=f"127.0.0.1:{home.superlink_port}",
-        insecure=False,
-        root_certificates=home.ca_certificate.read_bytes(),
-        interceptors=[
-            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
-            SuperExecAuthHttpInterceptor(
-                master_secret=home.superexec_secret.read_bytes(),
-                protected_methods=frozenset({"/flwr.proto.Runtime/AcquireTask"}),
-            ),
-        ],
+    login = SuperExecAuthHttpInterceptor(
+        master_secret=home.superexec_secret.read_bytes(),
+        protected_methods=frozenset({"/flwr.proto.Runtime/AcquireTask"}),
     )
+    client = _runtime_client(home, "SuperExec", login)
     request = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
     try:
         while True:

@@ -23,6 +23,7 @@ from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.start_client_internal import _insert_message
 
+from client import flower_adapter as adapter
 from client.flower_adapter import TaskHead, TaskSource, make_app
 from client.home import SiteHome
 from client.record import Record
@@ -287,3 +288,27 @@ def test_a_refused_app_is_one_entry_in_the_sites_record_however_often_it_comes(h
     assert entries[0].body["run"] == str(2**63 + 1)
     assert home.notices.read_text().count("refused train.measure") == 2
     Record(home.record_file).verify()
+
+
+def test_a_message_whose_run_ends_while_it_is_received_leaves_nothing_behind(
+    site: Site, supernode: SuperNode
+) -> None:
+    def ended(*, state: object) -> None:
+        supernode.deliver(*REQUEST.encode())
+
+    assert not adapter._whole(ended)(state=supernode.state)
+    assert not supernode.state.get_tasks(statuses=["pending", "starting", "running"])
+    assert not supernode.state.get_messages_legacy()
+    site.thread.start()
+    supernode.deliver(*REQUEST.encode())
+    assert not supernode.reply().has_error()
+    assert len(site.handled) == 1
+
+
+def test_a_task_that_is_being_answered_is_not_dropped(site: Site, supernode: SuperNode) -> None:
+    site.handle = lambda request: time.sleep(0.5)
+    site.thread.start()
+    supernode.deliver(*REQUEST.encode())
+    wait_for(lambda: supernode.state.get_tasks(statuses=["running"]))
+    adapter._whole(lambda state: None)(state=supernode.state)
+    assert not supernode.reply().has_error()

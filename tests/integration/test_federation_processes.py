@@ -226,6 +226,17 @@ class TestFederationOfProcesses:
         assert stack.finish(run_id) == "completed"
         assert [one["answers"] for one in stack.rounds()] == [dict.fromkeys(SITES, "ok")] * 3
 
+    def test_a_killed_worker_of_the_coordinator_ends_its_run_soon_and_the_next_one_runs(
+        self, stack: Stack
+    ) -> None:
+        run_id = stack.run(rounds=1000)
+        wait_for(stack.rounds, 60)
+        killed = time.monotonic()
+        os.kill(stack.supervisors["coordinator"].pids["worker"], signal.SIGKILL)
+        assert stack.finish(run_id) == "failed the worker was killed"
+        assert time.monotonic() - killed < 50  # Flower itself needs a minute
+        assert stack.finish(stack.run(rounds=1)) == "completed"
+
     def test_a_killed_worker_fails_its_site_for_the_round_and_is_back_for_the_next(
         self, stack: Stack
     ) -> None:

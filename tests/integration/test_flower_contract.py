@@ -10,7 +10,9 @@ from pathlib import Path
 import flwr
 import pytest
 from flwr.common.constant import ErrorCode, Status, SubStatus
+from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.grid.http_grid import HttpGrid
+from flwr.supernode.nodestate import NodeStateFactory
 
 from client.home import SiteHome
 from client.processes import site_processes
@@ -123,3 +125,17 @@ def test_superlink_and_supernode_take_the_arguments_that_we_give(tmp_path: Path)
     assert (noded.host, noded.isolation, noded.insecure) == ("127.0.0.1", "process", False)
     assert not noded.runtime_dependency_install
     assert supernode._try_setup_client_authentication(noded) is not None
+
+
+def test_the_supernodes_memory_and_its_receiving_step_are_where_we_reach_for_them() -> None:
+    loop = importlib.import_module("flwr.supernode.start_client_internal")
+    assert "state" in inspect.signature(loop._pull_and_store_message).parameters
+    calls = [
+        node
+        for node in ast.walk(ast.parse(inspect.getsource(loop)))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "_pull_and_store_message"
+    ]
+    assert [bool(call.args) for call in calls] == [False]  # by keyword
+    state = NodeStateFactory(ObjectStoreFactory()).state()
+    assert state.msg_store == {}  # type: ignore[attr-defined]
+    assert state.get_tasks(statuses=[Status.PENDING]) == []
