@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,6 +80,47 @@ def cancel(url: Url, key: Key, cohort: CohortId) -> None:
     """Cancel a cohort that is not finished."""
     ApiClient(url, key).delete(f"/cohorts/{cohort}")
     typer.echo(f"Cohort {cohort} is cancelled.")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A cohort's folder, with its certificate.json.")],
+    key: Annotated[
+        str, typer.Option(help="The coordinator's ledger key, name+hash+base64; from federation.json.")
+    ],
+) -> None:
+    """Check a cohort offline: its files, its certificate, and that the ledger has it. Needs no server."""
+    from models.weights import digest_of
+    from privacy.merkle import LedgerVerificationError
+    from privacy.signing import SignatureError, VerifyKey
+    from server.provenance import CERTIFICATE_FILE, verify_certificate
+
+    try:
+        certificate = json.loads((folder / CERTIFICATE_FILE).read_bytes())
+        files = {
+            path.name: digest_of(path.read_bytes())
+            for path in sorted(folder.iterdir())
+            if path.is_file() and path.name != CERTIFICATE_FILE
+        }
+        verify_certificate(certificate, VerifyKey.from_text(key), files)
+    except (OSError, ValueError) as error:
+        raise say_problem(f"{folder} holds no readable cohort: {error}") from None
+    except SignatureError as error:
+        raise say_problem(f"--key: {error}") from None
+    except LedgerVerificationError as error:
+        raise say_problem(f"this cohort does NOT hold: {error}") from None
+    statement = certificate["statement"]
+    missing = sorted(set(statement["files"]) - set(files))
+    typer.echo(
+        f"Holds: cohort {statement['cohort']}, {statement['num_patients']} synthetic patients, in the ledger"
+    )
+    typer.echo(
+        f"at index {certificate['ledger']['index']}; study {statement['study']['name']}; every file is unchanged."
+    )
+    for site in statement["privacy"]["sites"]:
+        typer.echo(f"  {site['site']}: epsilon {site['epsilon']} at delta {site['delta']}, cap {site['cap']}")
+    if missing:
+        typer.echo(f"Not here, so not checked: {', '.join(missing)}")
 
 
 def _fetch(api: ApiClient, cohort: str, to: Path) -> None:
