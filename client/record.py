@@ -336,7 +336,9 @@ def _load(connection: sqlite3.Connection, mark: RecordHead, *, strict: bool = Fa
 def _entry(seq: int, data: bytes, chained: str, *, strict: bool) -> RecordEntry:
     try:
         entry = parse_canonical(data) if strict else json.loads(data)
-        at = datetime.strptime(entry["at"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        at = datetime.fromisoformat(entry["at"])
+        if strict and time_text(at) != entry["at"]:
+            raise ValueError(f"at is {entry['at']!r}; it must be UTC as YYYY-MM-DDTHH:MM:SSZ")
         return RecordEntry(seq=seq, kind=entry["kind"], at=at, body=entry["body"], hash=chained)
     except (CanonicalError, ValueError, KeyError, TypeError) as error:
         raise RecordVerificationError(f"entry {seq} of the record cannot be read: {error}") from error

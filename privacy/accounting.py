@@ -156,8 +156,7 @@ def _spend_of_groups(groups: tuple[Group, ...], delta: float) -> PrivacySpend:
             f"these events cost an epsilon of about {by_pld:.4g} at delta {delta:g}, beyond {MAX_EPSILON:g}: no "
             "promise is left; raise noise_multiplier, or lower sample_rate or the number of steps"
         )
-    error = min(max(_PRV_ERROR_SHARE * by_pld, _PRV_ERROR_SMALLEST), _PRV_ERROR)
-    by_prv = prv_epsilon(groups, delta, error=error)
+    by_prv = prv_epsilon(groups, delta, error=prv_margin(by_pld))
     if abs(by_prv - by_pld) > MAX_DISAGREEMENT or by_pld > by_prv:
         by_pld = pld_epsilon(groups, delta, interval=_PLD_INTERVAL_FINE)
     if not abs(by_prv - by_pld) <= MAX_DISAGREEMENT:
@@ -211,6 +210,11 @@ def pld_epsilon(groups: Sequence[Group], delta: float, *, interval: float = _PLD
     if math.isnan(epsilon):
         raise AccountingError(f"dp-accounting's PLD gives {epsilon!r} for {list(groups)!r}")
     return epsilon
+
+
+def prv_margin(epsilon: float) -> float:
+    """What the PRV's proved error bound adds to a spend of about `epsilon`."""
+    return min(max(_PRV_ERROR_SHARE * epsilon, _PRV_ERROR_SMALLEST), _PRV_ERROR)
 
 
 def _rdp_epsilon(groups: Sequence[Group], delta: float) -> float:

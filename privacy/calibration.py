@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from privacy.accounting import AccountingError, group_events, pld_epsilon, spend_of
+from privacy.accounting import AccountingError, group_events, pld_epsilon, prv_margin, spend_of
 from privacy.budget import PrivacyBudget, PrivacySpend
 from privacy.events import MechanismEvent
 
@@ -72,11 +72,12 @@ def calibrate(events_for: Callable[[float], Sequence[MechanismEvent]], *, budget
             f"epsilon {cap:g} at delta {delta:g} cannot be kept at any noise: what does not depend on this noise "
             "multiplier (or the accountant's own margin) already exceeds it; raise the budget or plan less"
         )
-    # First roughly on dp-accounting's coarse grid, 20 times faster, then on what is recorded.
-    low, high = _bracket(lambda sigma: pld_epsilon(group_events(events_for(sigma)), delta) <= cap)
-    best = _rounded_up(math.sqrt(low * high))
+    # First on dp-accounting's coarse grid, which is fast, below what the recorded figure adds to it.
+    target = cap - prv_margin(cap)
+    _, high = _bracket(lambda sigma: pld_epsilon(group_events(events_for(sigma)), delta) <= target)
+    best = _rounded_up(high)
     low, high = MIN_NOISE_MULTIPLIER, MAX_NOISE_MULTIPLIER
-    step = 1.004
+    aim = cap * (1 - TIGHTNESS / 4)
     for _ in range(64):
         spent = cost(best)
         if spent <= cap:
@@ -85,8 +86,11 @@ def calibrate(events_for: Callable[[float], Sequence[MechanismEvent]], *, budget
                 return best
         else:
             low = best
-        best = _next_guess(low=low, high=high, guess=best, spent=spent, cap=cap, step=step)
-        step = step**1.5
+        # Epsilon falls as a power of the noise multiplier between -1 and -2, so this power converges for both.
+        guess = best * min(max(spent / aim, 0.5), 2.0) ** 0.7
+        if not low < guess < high:
+            guess = math.sqrt(low * high)
+        best = _rounded_up(guess)
         if best >= high:
             return high
     return high
@@ -149,24 +153,17 @@ def calibrate_phases(
 
 
 def _bracket(fits: Callable[[float], bool]) -> tuple[float, float]:
-    """Noise multipliers at most 0.2 % apart: the lower does not fit, the upper does."""
+    """Noise multipliers at most 0.1 % apart: the lower does not fit, the upper does."""
     high = 1.0
     while not fits(high) and high < MAX_NOISE_MULTIPLIER:
         high *= 2
     low = high / 2
     while fits(low) and low > MIN_NOISE_MULTIPLIER:
         high, low = low, low / 2
-    while high / low > 1.002:
+    while high / low > 1.001:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if fits(middle) else (middle, high)
     return low, high
-
-
-def _next_guess(*, low: float, high: float, guess: float, spent: float, cap: float, step: float) -> float:
-    """Aim just below the cap: epsilon falls roughly as a power of the noise multiplier."""
-    if low > MIN_NOISE_MULTIPLIER and high < MAX_NOISE_MULTIPLIER:
-        return _rounded_up(math.sqrt(low * high))
-    return _rounded_up(guess * step if spent > cap else guess / step)
 
 
 def _rounded_up(value: float) -> float:
