@@ -75,7 +75,7 @@ def _run(folder: Path, console: Console, *, stay: bool) -> int:
         return 130 if result is None else 0
     except (SurfaceError, ProcessFailedError) as error:
         console.print(f"\nThe demo failed: {error}", markup=False)
-        console.print(demo.processes.explain(), markup=False)
+        console.print(demo.processes.explain(str(error)), markup=False)
         return 1
     finally:
         # A second Ctrl-C must not keep a process alive that the first one is about to end.

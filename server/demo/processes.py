@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -91,16 +92,24 @@ class DemoProcesses:
         if self._started:
             self._supervisor.stop()
 
-    def explain(self) -> str:
-        """Which process failed, the last lines of its log and where that is; nothing if none did."""
-        if self._failed is None:
-            return ""
-        own = self._logs / f"{self._failed}.log"
-        inner = [
-            log for log in sorted((self._homes[self._failed] / "logs").glob("*.log")) if _mentioned(log, own)
-        ]
-        pages = [f"{log}, last lines:\n{_tail(log)}" for log in (own, *inner) if log.exists()]
-        return "\n\n".join([f"The process that failed is {self._failed!r}.", *pages])
+    def explain(self, message: str) -> str:
+        """What a person needs to find the cause: which process failed, last lines of logs, and where those are.
+
+        Args:
+            message: of the error; logs that it names are quoted.
+        """
+        told, logs = [], []
+        if self._failed is not None:
+            told.append(f"The process that failed is {self._failed!r}.")
+            own = self._logs / f"{self._failed}.log"
+            inner = sorted((self._homes[self._failed] / "logs").glob("*.log"))
+            logs += [own, *(log for log in inner if _mentioned(log, own))]
+        named = [f"{name}.log" for name in re.findall(r"logs/(\w+)\.log", message)]
+        if message.startswith("run "):
+            named.append("worker.log")
+        logs += [self._homes["coordinator"] / "logs" / name for name in named]
+        told += [f"{log}, last lines:\n{_tail(log)}" for log in dict.fromkeys(logs) if log.exists()]
+        return "\n\n".join(told)
 
     def _notice(self, event: ProcessEvent) -> None:
         if event.kind == "failed" and self._failed is None:

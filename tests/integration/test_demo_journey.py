@@ -110,15 +110,24 @@ def kill(word: bytes, home: Path) -> None:
 def test_a_process_that_cannot_start_is_named_with_its_log_and_nothing_is_left(tmp_path):
     processes = DemoProcesses(Parties.within(tmp_path), tmp_path / "logs")
     try:
-        with pytest.raises(ProcessFailedError):
+        with pytest.raises(ProcessFailedError) as failed:
             processes.start(PhaseLine(title="Processes"))
     finally:
         processes.stop()
-    told = processes.explain()
+    told = processes.explain(str(failed.value))
     assert re.search(r"The process that failed is '(coordinator|lakeside|hillcrest|northgate)'", told)
     assert str(tmp_path / "logs") in told
     assert "fedtwin:" in told
     assert processes_of(tmp_path) == []
+
+
+def test_a_log_that_an_error_names_is_quoted(tmp_path):
+    parties = Parties.within(tmp_path)
+    (parties.coordinator / "logs").mkdir(parents=True)
+    (parties.coordinator / "logs" / "jobs.log").write_text("fine\nthe disk is full\n")
+    told = DemoProcesses(parties, tmp_path / "logs").explain("a cohort failed; see logs/jobs.log")
+    assert "the disk is full" in told
+    assert str(parties.coordinator / "logs" / "jobs.log") in told
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
