@@ -104,3 +104,8 @@ def test_no_couple_returns_a_year_older(survey):
     print(f"couples {len(rare)}, found a year older {again(1, 1)}, by chance {np.mean(impossible):.1f}")
     assert len(rare) > 500
     assert again(1, 1) <= 0.02 * len(rare)
+
+
+def test_the_constraint_that_cohorts_obey_is_true_of_the_survey(patients, study):
+    assert study.table.constraints == ("private_insurance or not employer_insurance",)
+    assert (patients["private_insurance"] | ~patients["employer_insurance"]).all()
