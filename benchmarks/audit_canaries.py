@@ -244,10 +244,10 @@ def audits() -> Iterator[Audit]:
     """All of them: correct code first, then its bugs."""
     step, m = "step", 2000
     one, half = claim_of(1.0), claim_of(0.5)
-    yield Audit(step, "", one, lambda n: one_step(n), m, 16)
-    yield Audit(step, "noise x 0.8", one, lambda n: one_step(n, noise=WeakNoise), m, 16)
+    yield Audit(step, "", one, lambda n: one_step(n), m, 24)
+    yield Audit(step, "noise x 0.8", one, lambda n: one_step(n, noise=WeakNoise), m, 24)
     yield Audit(step, "no clipping", one, lambda n: one_step(n, trainer=NoClipping), m)
-    yield Audit(step, "an unlogged step", one, lambda n: several_steps(n, total, steps=2), m, 10)
+    yield Audit(step, "an unlogged step", one, lambda n: several_steps(n, total, steps=2), m, 16)
     yield Audit(f"{step}, two starts", "", one, lambda n: restart(n), m, 4)
     yield Audit(f"{step}, two starts", "fixed seed", one, lambda n: restart(n, noise=SeededNoise), m)
     sampled = claim_of(0.3, 0.25, 4)
@@ -261,17 +261,17 @@ def audits() -> Iterator[Audit]:
         def sampled_steps(n: int, combine=combine, noise=noise) -> Canaries:
             return several_steps(n, combine, steps=4, sigma=0.3, rate=0.25, noise=noise)
 
-        yield Audit(f"4 steps, {combine.__name__}", planted, sampled, sampled_steps, 1000, 4)
+        yield Audit(f"4 steps, {combine.__name__}", planted, sampled, sampled_steps, 1000, 8)
     small = f"{step}, others known"
     yield Audit(small, "", half, lambda n: against_others(n, sigma=0.5), 1200)
     yield Audit(
-        small, "mean reduction", half, lambda n: against_others(n, sigma=0.5, trainer=MeanReduction), 1200
+        small, "mean reduction", half, lambda n: against_others(n, sigma=0.5, trainer=MeanReduction), 2400
     )
     sums = "moments"
-    yield Audit(sums, "", one, lambda n: moments(n, sigma=1.0), m, 16)
-    yield Audit(sums, "noise x 0.8", one, lambda n: moments(n, sigma=1.0, noise=WeakNoise), m, 16)
-    yield Audit(sums, "no clipping", one, lambda n: moments(n, sigma=1.0, clip=False), m)
-    yield Audit(sums, "an unlogged release", one, lambda n: moments(n, sigma=1.0, releases=2), m, 10)
+    yield Audit(sums, "", one, lambda n: moments(n, sigma=1.0), m, 24)
+    yield Audit(sums, "noise x 0.8", one, lambda n: moments(n, sigma=1.0, noise=WeakNoise), m, 24)
+    yield Audit(sums, "no clipping", one, lambda n: moments(n, sigma=1.0, clip=False), m, 6)
+    yield Audit(sums, "an unlogged release", one, lambda n: moments(n, sigma=1.0, releases=2), m, 16)
     yield Audit(f"{sums}, two starts", "", one, lambda n: moments_after_restart(n, sigma=1.0), m, 4)
     yield Audit(
         f"{sums}, two starts",
