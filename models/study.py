@@ -24,7 +24,7 @@ class PrivacySettings(Frozen):
     """The budget of each site: one patient's worth, for everything the study ever does there."""
 
     epsilon: float = Field(gt=0, le=100)
-    delta: float = Field(gt=0, lt=1)
+    delta: float = Field(ge=1e-9, lt=1)
 
 
 class MeasureSettings(Frozen):
