@@ -40,7 +40,7 @@ from privacy.receipt import Receipt, sign_receipt
 
 log = logging.getLogger("fedtwin.site")
 
-PHYSICAL_BATCH_SIZE = 1024  # records in memory at once; larger draws are taken in pieces
+PHYSICAL_BATCH_SIZE = 512  # records in memory at once; float32 rounding of a sum is tested up to here
 # Refusals whose reason depends on the policy, the record and the request alone, never on patients.
 SPOKEN_CODES = frozenset({"budget", "policy", "approval", "request", "busy"})
 NOT_READY = Refusal(
