@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -69,58 +69,106 @@ def enrol_site(
         InvalidError: a key that cannot be used.
         ConflictError: the name or a key is taken by another card.
     """
-    try:
-        key = VerifyKey.from_text(receipt_key)
-    except SignatureError as error:
-        raise InvalidError("receipt_key", str(error)) from error
-    if key.name != name:
-        raise InvalidError(
-            "receipt_key", f"the key is named {key.name!r}, the site {name!r}; they must be equal"
-        )
-    try:
-        entries: list[Body] = [
-            SiteEnrolled(site=name, verify_key=key.text, node_key=node_public_key),
-            SitePolicy(site=name, policy=dict(policy)),
-        ]
-        policy_digest = digest(dict(policy))
-    except (ValueError, TypeError) as error:
-        raise InvalidError("site", f"the site's card cannot be used: {error}") from error
+    card = SiteCard(
+        name=name, title=title, receipt_key=receipt_key, node_public_key=node_public_key, policy=policy
+    )
     with store.database.write() as session:
-        row = session.get(SiteRow, name)
-        if row is not None:
-            same = (row.receipt_key, row.node_public_key) == (key.text, node_public_key)
-            if not same:
-                raise ConflictError(
-                    f"site {name!r} is enrolled with other keys; a new key needs the operator to remove the old site"
-                )
-            if row.policy_digest != policy_digest:
-                row.policy, row.policy_digest, row.changed_at = dict(policy), policy_digest, store.clock()
-                ledger_store.append(store, session, entries[1:])
-            return _site(row)
-        taken = session.scalars(
-            select(SiteRow.name).where(
-                (SiteRow.receipt_key == key.text) | (SiteRow.node_public_key == node_public_key)
+        return enrol_card(store, session, card, node_id=node_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteCard:
+    """What a site hands over to be enrolled; nothing in it is secret. Checked when it is made.
+
+    Raises:
+        InvalidError: a key that cannot be used, or is another site's name's; a policy that is none.
+    """
+
+    name: str
+    receipt_key: str
+    node_public_key: str
+    policy: Mapping[str, Any]
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        try:
+            key = VerifyKey.from_text(self.receipt_key)
+        except SignatureError as error:
+            raise InvalidError("receipt_key", str(error)) from error
+        if key.name != self.name:
+            raise InvalidError(
+                "receipt_key", f"the key is named {key.name!r}, the site {self.name!r}; they must be equal"
             )
-        ).first()
-        if taken is not None:
-            raise ConflictError(f"a key of site {name!r} already belongs to site {taken!r}")
-        now = store.clock()
-        row = SiteRow(
-            name=name,
-            title=title,
-            receipt_key=key.text,
-            node_public_key=node_public_key,
-            node_id=node_id,
-            policy=dict(policy),
-            policy_digest=policy_digest,
-            state="enrolled",
-            enrolled_at=now,
-            changed_at=now,
-        )
-        session.add(row)
-        session.flush()
-        ledger_store.append(store, session, entries)
+        try:
+            _ = self.entries, self.policy_digest
+        except (ValueError, TypeError) as error:
+            raise InvalidError("site", f"the site's card cannot be used: {error}") from error
+
+    @property
+    def entries(self) -> list[Body]:
+        """The ledger's: the site, then its policy."""
+        return [
+            SiteEnrolled(site=self.name, verify_key=self.receipt_key.strip(), node_key=self.node_public_key),
+            SitePolicy(site=self.name, policy=dict(self.policy)),
+        ]
+
+    @property
+    def policy_digest(self) -> str:
+        """As the site's receipts name it."""
+        return digest(dict(self.policy))
+
+
+def enrol_card(store: Store, session: Session, card: SiteCard, *, node_id: str | None = None) -> Site:
+    """`enrol_site` in the caller's `store.database.write()` transaction."""
+    receipt_key = card.receipt_key.strip()
+    row = session.get(SiteRow, card.name)
+    if row is not None:
+        if (row.receipt_key, row.node_public_key) != (receipt_key, card.node_public_key):
+            raise ConflictError(
+                f"site {card.name!r} is enrolled with other keys; a new key needs the operator to remove the old site"
+            )
+        if row.policy_digest != card.policy_digest:
+            row.policy, row.policy_digest, row.changed_at = (
+                dict(card.policy),
+                card.policy_digest,
+                store.clock(),
+            )
+            ledger_store.append(store, session, card.entries[1:])
         return _site(row)
+    check_keys_are_free(session, card)
+    now = store.clock()
+    row = SiteRow(
+        name=card.name,
+        title=card.title,
+        receipt_key=receipt_key,
+        node_public_key=card.node_public_key,
+        node_id=node_id,
+        policy=dict(card.policy),
+        policy_digest=card.policy_digest,
+        state="enrolled",
+        enrolled_at=now,
+        changed_at=now,
+    )
+    session.add(row)
+    session.flush()
+    ledger_store.append(store, session, card.entries)
+    return _site(row)
+
+
+def check_keys_are_free(session: Session, card: SiteCard) -> None:
+    """See that no other site has one of the card's keys.
+
+    Raises:
+        ConflictError: one has.
+    """
+    taken = session.scalars(
+        select(SiteRow.name).where(
+            (SiteRow.receipt_key == card.receipt_key.strip())
+            | (SiteRow.node_public_key == card.node_public_key)
+        )
+    ).first()
+    if taken is not None:
+        raise ConflictError(f"a key of site {card.name!r} already belongs to site {taken!r}")
 
 
 def get_site(store: Store, name: str) -> Site:
@@ -153,8 +201,13 @@ def set_node_id(store: Store, name: str, node_id: str | None) -> None:
         row.node_id, row.changed_at = node_id, store.clock()
 
 
-def set_state(store: Store, name: str, state: SiteState) -> Site:
+def set_state(
+    store: Store, name: str, state: SiteState, *, reason: Literal["left", "revoked"] = "left"
+) -> Site:
     """Suspend a site, take it back, or note that it left, which is for good and gets a ledger entry.
+
+    Args:
+        reason: whether the site left by itself or the operator revoked it; for `left` only.
 
     Raises:
         NotFoundError: there is no such site.
@@ -171,7 +224,7 @@ def set_state(store: Store, name: str, state: SiteState) -> Site:
             raise ConflictError(f"site {name!r} left; it comes back under another name with new keys")
         row.state, row.changed_at = state, store.clock()
         if state == "left":
-            ledger_store.append(store, session, [SiteLeft(site=name, reason="left")])
+            ledger_store.append(store, session, [SiteLeft(site=name, reason=reason)])
         return _site(row)
 
 

@@ -32,6 +32,7 @@ Outcome = Literal["accepted", "rejected", "refused", "failed"]
 ReleaseState = Literal["candidate", "published", "withheld", "withdrawn"]
 CohortState = Literal["queued", "running", "completed", "failed", "cancelled"]
 Role = Literal["operator", "researcher", "auditor"]
+InvitationState = Literal["open", "pending", "enrolled", "denied", "withdrawn"]
 
 # SQLite numbers rows only in a column typed INTEGER.
 RowNumber = BigInteger().with_variant(Integer, "sqlite")
@@ -108,6 +109,27 @@ class SiteRow(Base):
     state: Mapped[SiteState] = mapped_column(Text)
     enrolled_at: Mapped[dt.datetime]
     changed_at: Mapped[dt.datetime]
+
+
+class InvitationRow(Base):
+    """An invitation and the card that answered it; of its secret there is a hash only."""
+
+    __tablename__ = "invitations"
+    __table_args__ = (_one_of("state", InvitationState), Index(None, "site", "created_at"))
+    id: Mapped[str] = mapped_column(primary_key=True)
+    site: Mapped[str]
+    secret_hash: Mapped[str]
+    state: Mapped[InvitationState] = mapped_column(Text)
+    wrong_secrets: Mapped[int] = mapped_column(default=0)
+    card: Mapped[dict[str, Any] | None]
+    card_digest: Mapped[str | None]
+    reason: Mapped[str] = mapped_column(default="")
+    created_by: Mapped[str]
+    decided_by: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[dt.datetime]
+    expires_at: Mapped[dt.datetime]
+    answered_at: Mapped[dt.datetime | None]
+    decided_at: Mapped[dt.datetime | None]
 
 
 class RunRow(Base):

@@ -12,9 +12,10 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from server.api import cohorts, health, ledger, problems, releases, runs, sites, studies
+from server.api import cohorts, health, invitations, ledger, problems, releases, runs, sites, studies
 from server.api.limits import RequestLimits
 from server.api.starter import FlowerStarter, RunStarter
+from server.federation_facts import FederationFacts
 from server.home import CoordinatorHome
 from server.store import Store
 
@@ -32,6 +33,10 @@ TAGS = [
         "description": "Schema, algorithm settings and budgets; registered once, never changed.",
     },
     {"name": "sites", "description": "Hospitals that take part."},
+    {
+        "name": "joining",
+        "description": "Invitations, the sites that answered them, and the operator's decision.",
+    },
     {"name": "runs", "description": "Training executions: progress, spends, stop and resume."},
     {"name": "releases", "description": "Published generators: data dictionary, budgets, limits of use."},
     {"name": "cohorts", "description": "Synthetic patients from a release, with a certificate."},
@@ -41,7 +46,11 @@ TAGS = [
 
 
 def create_app(
-    home: CoordinatorHome | None = None, *, store: Store | None = None, starter: RunStarter | None = None
+    home: CoordinatorHome | None = None,
+    *,
+    store: Store | None = None,
+    starter: RunStarter | None = None,
+    facts: FederationFacts | None = None,
 ) -> FastAPI:
     """Build the application.
 
@@ -49,6 +58,7 @@ def create_app(
         home: the coordinator's; that in FEDTWIN_HOME where absent.
         store: its opened state, where the caller has it already; needs `starter`.
         starter: how runs are started; by Flower where absent.
+        facts: what sites must know to join; the home's where absent.
     """
     stopped = threading.Event()
     watch: threading.Thread | None = None
@@ -85,9 +95,11 @@ def create_app(
     )
     app.state.store = store
     app.state.starter = starter
+    app.state.facts = facts or (None if home is None else FederationFacts.of(home))
+    app.state.wrong_answers = invitations.WrongAnswers()
     problems.install(app)
     app.add_middleware(RequestLimits)
-    for feature in (studies, sites, runs, releases, cohorts, ledger, health):
+    for feature in (studies, sites, invitations, runs, releases, cohorts, ledger, health):
         app.include_router(feature.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

@@ -80,6 +80,7 @@ TITLES = {
     "conflict": "Not possible in the present state",
     "too-large": "Request too large",
     "unsupported-media-type": "Media type not supported",
+    "too-many": "Too many wrong answers",
     "unavailable": "Not available now",
     "internal": "Internal error",
 }
@@ -110,6 +111,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         409: "It does not fit the present state.",
         413: "The request's body is too large.",
         415: "The request's media type is not supported.",
+        429: "Too many wrong answers; wait as Retry-After says.",
         422: "A field has a value that it cannot have; `errors` names each.",
         503: "A part of the coordinator does not answer.",
     }

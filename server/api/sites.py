@@ -81,7 +81,7 @@ def enrol_site(card: SiteCard, _key: Operator, store: StoreDep, request: Request
     )
     starter: RunStarter = request.app.state.starter
     starter.admit_sites()
-    return _out(sites.get_site(store, site.name))
+    return site_out(sites.get_site(store, site.name))
 
 
 @router.put("/{name}/state", summary="Suspend, take back or remove a site", responses=responses(404, 409))
@@ -90,22 +90,23 @@ def set_state(name: str, wanted: SiteStateIn, _key: Operator, store: StoreDep, r
     sites.set_state(store, name, wanted.state)
     starter: RunStarter = request.app.state.starter
     starter.admit_sites()
-    return _out(sites.get_site(store, name))
+    return site_out(sites.get_site(store, name))
 
 
 @router.get("", summary="List sites", responses=responses())
 def list_sites(_key: OperatorOrAuditor, store: StoreDep) -> SiteList:
     """All sites by name."""
-    return SiteList(items=[_out(site) for site in sites.list_sites(store)])
+    return SiteList(items=[site_out(site) for site in sites.list_sites(store)])
 
 
 @router.get("/{name}", summary="Show a site", responses=responses(404))
 def get_site(name: str, _key: OperatorOrAuditor, store: StoreDep) -> SiteOut:
     """One site."""
-    return _out(sites.get_site(store, name))
+    return site_out(sites.get_site(store, name))
 
 
-def _out(site: sites.Site) -> SiteOut:
+def site_out(site: sites.Site) -> SiteOut:
+    """The site as the API shows it."""
     return SiteOut(
         name=site.name,
         title=site.title,

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from privacy.cli.problem import say_problem
-
-if TYPE_CHECKING:
-    from server.home import CoordinatorHome
-    from server.store import Store
+from server.cli import joining
+from server.cli.opened import Home, open_home, open_store
 
 app = typer.Typer(
     help="The coordinator: create, start and stop it; enrol sites; make API keys.", no_args_is_help=True
 )
-Home = Annotated[Path, typer.Option("--home", help="The coordinator's folder.")]
 
 
 @app.command()
@@ -42,7 +39,8 @@ def init(
         )
     except HomeError as error:
         raise say_problem(error) from None
-    _open_store(made).close()
+    with open_store(made):
+        pass
     typer.echo(f"Coordinator {made.name!r} is in {made.path}; its API will be at {made.api_url}.")
     typer.echo(f"Certificate authority SHA-256 fingerprint: {made.ca_fingerprint}")
     typer.echo("Next: fedtwin server key, fedtwin server invite, fedtwin server up")
@@ -54,7 +52,7 @@ def up(home: Home) -> None:
     from privacy.cli.supervisor import ProcessFailedError, Supervisor
     from server.processes import coordinator_processes
 
-    opened = _open_home(home)
+    opened = open_home(home)
     typer.echo(f"Starting the coordinator {opened.name!r}; Ctrl-C stops it. Logs: {opened.logs}")
     try:
         Supervisor(coordinator_processes(opened), opened.logs).run(
@@ -74,40 +72,45 @@ def key(
     """Make an API key; it is shown this once and kept only as a hash."""
     import datetime as dt
 
-    from server.errors import ServerError
     from server.keys import create_key
 
-    store = _open_store(_open_home(home))
-    try:
+    with open_store(open_home(home)) as store:
         typer.echo(create_key(store, role=role, owner=name, lifetime=dt.timedelta(days=days)).text)  # type: ignore[arg-type]
-    except ServerError as error:
-        raise say_problem(error) from None
-    finally:
-        store.close()
 
 
 @app.command()
 def invite(
     home: Home,
+    site: Annotated[
+        str | None, typer.Option(help="Invite this one site; without it, write federation.json.")
+    ] = None,
+    hours: Annotated[int, typer.Option(min=1, max=720, help="How long the invitation is good.")] = 72,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Where the site reaches the API; the coordinator's own address by default."),
+    ] = None,
     to: Annotated[Path | None, typer.Option(help="Where to write it; federation.json in the folder.")] = None,
 ) -> None:
-    """Write what a site needs to know to join: addresses, certificate, ledger key, app digest. Nothing secret."""
-    opened = _open_home(home)
-    target = to or opened.path / "federation.json"
-    target.write_text(
-        json.dumps(
-            {
-                "coordinator": opened.name,
-                "superlink_address": opened.superlink_address,
-                "api_url": opened.api_url,
-                "ca_certificate": opened.ca_certificate.read_text(),
-                "ca_fingerprint": opened.ca_fingerprint,
-                "ledger_key": opened.verify_key.text,
-                "app_digest": opened.app_digest,
-            },
-            indent=2,
+    """Invite a site by name, with a text that is good once; or write federation.json for the offline way."""
+    import datetime as dt
+
+    from server.federation_facts import FederationFacts
+    from server.invitations import invite_site
+
+    opened = open_home(home)
+    facts = FederationFacts.of(opened, api_url=url)
+    if site is not None:
+        with open_store(opened) as store:
+            made = invite_site(store, facts, site=site, by="operator", lifetime=dt.timedelta(hours=hours))
+        typer.echo(made.text)
+        typer.echo(
+            f"Send this line to {site} alone; it is good once, until {made.kept.expires_at:%Y-%m-%d %H:%M} UTC.\n"
+            f"By telephone, compare: certificate SHA-256 {facts.ca_fingerprint}",
+            err=True,
         )
-    )
+        return
+    target = to or opened.path / "federation.json"
+    target.write_text(json.dumps(facts.to_dict(), indent=2))
     typer.echo(f"{target}: give it to a site for `fedtwin site init --federation`.")
     typer.echo(f"Let the site compare this by telephone, SHA-256: {opened.ca_fingerprint}")
 
@@ -119,44 +122,26 @@ def enrol(
 ) -> None:
     """Admit a site: its keys become a ledger entry, and its node may connect."""
     from server import sites
-    from server.errors import ServerError
 
-    opened = _open_home(home)
+    opened = open_home(home)
     try:
         data: dict[str, Any] = json.loads(card.read_text())
         name, receipt_key, node_key = data["name"], data["receipt_key"], data["node_public_key"]
+        policy = data["policy"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise say_problem(
             f"{card} is no site card ({error}); take the card.json of `fedtwin site init`"
         ) from None
-    store = _open_store(opened)
-    try:
+    with open_store(opened) as store:
         sites.enrol_site(
             store,
             name=name,
             title=data.get("title", ""),
             receipt_key=receipt_key,
             node_public_key=node_key,
-            policy=data.get("policy"),
+            policy=policy,
         )
-        typer.echo(f"Site {name!r} is enrolled; its node may connect once the coordinator is up.")
-    except ServerError as error:
-        raise say_problem(error) from None
-    finally:
-        store.close()
+    typer.echo(f"Site {name!r} is enrolled; its node may connect once the coordinator is up.")
 
 
-def _open_home(path: Path) -> CoordinatorHome:
-    from privacy.cli.folders import HomeError
-    from server.home import CoordinatorHome
-
-    try:
-        return CoordinatorHome.open(path)
-    except HomeError as error:
-        raise say_problem(error) from None
-
-
-def _open_store(home: CoordinatorHome) -> Store:
-    from server.store import Store
-
-    return Store.open(home)
+joining.add_commands(app)

@@ -28,7 +28,9 @@ from privacy.signing import SigningKey
 from server import ledger_store, releases, round_records, runs, sites, studies
 from server.api.app import create_app
 from server.api.starter import StarterError
+from server.certificates import fingerprint, make_certificates
 from server.database import Database
+from server.federation_facts import FederationFacts
 from server.home import CoordinatorHome
 from server.keys import create_key
 from server.migrations import migrate
@@ -342,8 +344,26 @@ class Api:
         return self.call(who, "POST", path, **({"json": body} if body is not None else {}), **options)
 
 
+@pytest.fixture(scope="session")
+def ca_certificate() -> bytes:
+    return make_certificates("coordinator", ["127.0.0.1"]).ca_certificate
+
+
 @pytest.fixture
-def api(store: Store) -> Api:
+def facts(store: Store, ca_certificate: bytes) -> FederationFacts:
+    return FederationFacts(
+        coordinator="coordinator",
+        superlink_address="127.0.0.1:9",
+        api_url="http://127.0.0.1:8",
+        ca_certificate=ca_certificate.decode(),
+        ca_fingerprint=fingerprint(ca_certificate),
+        ledger_key=store.key.public.text,
+        app_digest="0" * 64,
+    )
+
+
+@pytest.fixture
+def api(store: Store, facts: FederationFacts) -> Api:
     starter = StandIn()
     keys = {
         who: create_key(store, role=role, owner=who).text
@@ -354,5 +374,5 @@ def api(store: Store) -> Api:
             ("auditor", "auditor"),
         )
     }
-    app = create_app(store=store, starter=starter)
+    app = create_app(store=store, starter=starter, facts=facts)
     return Api(client=TestClient(app, raise_server_exceptions=False), starter=starter, keys=keys)
