@@ -151,6 +151,7 @@ class SiteRounds:
         )
         return self._reply(
             request,
+            policy=guard.policy.to_dict(),
             quote={
                 "spent_epsilon": repr(quote.spent_epsilon),
                 "projected_epsilon": repr(quote.projected_epsilon),
@@ -227,7 +228,12 @@ class SiteRounds:
             nonce=request.nonce,
             issued_at=datetime.now(UTC),
         )
-        return self._reply(request, arrays=arrays, receipt=sign_receipt(receipt, self._site.receipt_key()))
+        return self._reply(
+            request,
+            arrays=arrays,
+            receipt=sign_receipt(receipt, self._site.receipt_key()),
+            policy=guard.policy.to_dict(),
+        )
 
     def _reply(self, request: RoundRequest, **content: object) -> RoundReply:
         return RoundReply(

@@ -130,6 +130,7 @@ class RoundReply:
         quote: for `quote`: `spent_epsilon`, `projected_epsilon`, `cap_epsilon` as decimal strings, `ready`.
         refusal: why the site did not run it; then there are no arrays and no receipt.
         arrays: `moments` after `measure`; the generator's update after `refine`.
+        policy: the site's policy in force, whose digest the receipt names; the coordinator logs a changed one.
         witness: `size` of the newest checkpoint that the site has seen, and, where it was shown a consistent
             one, `signature`: its countersignature as a line of the note.
     """
@@ -143,6 +144,7 @@ class RoundReply:
     quote: Mapping[str, Any] | None = None
     refusal: Refusal | None = None
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
+    policy: Mapping[str, Any] | None = None
     witness: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -162,6 +164,7 @@ class RoundReply:
             "receipt": None if self.receipt is None else dict(self.receipt),
             "quote": None if self.quote is None else dict(self.quote),
             "refusal": refusal,
+            "policy": None if self.policy is None else dict(self.policy),
             "witness": None if self.witness is None else dict(self.witness),
         }
         return _dump(body), encode_arrays(self.arrays) if self.arrays else b""
@@ -180,7 +183,8 @@ class RoundReply:
             ArraysError: the arrays are no safetensors record.
         """
         data = _load(
-            body, {"kind", "run", "round", "nonce", "site", "receipt", "quote", "refusal", "witness"}
+            body,
+            {"kind", "run", "round", "nonce", "site", "receipt", "quote", "refusal", "policy", "witness"},
         )
         refusal = data["refusal"]
         return cls(
@@ -193,6 +197,7 @@ class RoundReply:
             quote=data["quote"],
             refusal=None if refusal is None else Refusal(code=refusal["code"], reason=refusal["reason"]),
             arrays=decode_arrays(arrays) if arrays else {},
+            policy=data["policy"],
             witness=data["witness"],
         )
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from models.exchange import RoundReply, RoundRequest
+from privacy.canonical import digest
 from privacy.events import MechanismEvent
 from privacy.receipt import Receipt, ReceiptError, open_receipt
 from privacy.signing import VerifyKey
@@ -17,20 +20,16 @@ class ReplyRejectedError(Exception):
     """A reply that must not count; the round goes on without it."""
 
 
-def accept_reply(
-    request: RoundRequest, reply: RoundReply, *, site: str, key: VerifyKey, expected: Mapping[str, Tensor]
-) -> Receipt:
-    """Check a reply to `measure` or `refine` against its request and the key that the site enrolled with.
+def open_reply(request: RoundRequest, reply: RoundReply, *, site: str, key: VerifyKey) -> Receipt:
+    """Check that a reply answers its request and carries this site's own receipt for it.
+
+    A receipt that passes is logged even where the rest of the reply is then dropped: it says what was spent.
 
     Args:
         request: what the site was asked.
         reply: what came back.
         site: the site that was asked.
-        key: that site's receipt key.
-        expected: arrays of the names, shapes and dtypes that the reply must have; the values do not matter.
-
-    Returns:
-        The receipt, verified.
+        key: the receipt key that this site enrolled with.
 
     Raises:
         ReplyRejectedError: says what is wrong, for the run's log.
@@ -50,13 +49,72 @@ def accept_reply(
     _same("receipt's nonce", receipt.nonce, request.nonce)
     _same("receipt's study digest", receipt.study_digest, request.study.digest)
     _same("receipt's base digest", receipt.base_digest, request.base_digest)
-    _same("receipt's update digest", receipt.update_digest, reply.update_digest)
+    _same("receipt's policy digest", receipt.policy_digest, _digest_of_policy(reply))
     planned = MechanismEvent.from_dict(request.study.mechanism(request.study.phase_of(request.round)))
     _same("receipt's events", list(receipt.events), [planned])
+    return receipt
+
+
+def check_update(
+    request: RoundRequest, reply: RoundReply, receipt: Receipt, *, expected: Mapping[str, Tensor]
+) -> None:
+    """Check the arrays of a reply: those that the receipt vouches for, of the right form, finite and bounded.
+
+    Args:
+        request, reply, receipt: as `open_reply` has checked them.
+        expected: arrays of the names, shapes and dtypes that the reply must have; the values do not matter.
+
+    Raises:
+        ReplyRejectedError: says what is wrong, for the run's log.
+    """
+    _same("receipt's update digest", receipt.update_digest, reply.update_digest)
     _check_arrays(reply.arrays, expected)
     if request.kind == "refine":
         _check_norm(reply.arrays, request.study.federation.max_update_norm)
-    return receipt
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadQuote:
+    """A site's answer to what the rest of the run would cost it.
+
+    Attributes:
+        spent, projected, cap: epsilon, each finite.
+        reasons: why it is not ready; empty if it is.
+    """
+
+    spent: float
+    projected: float
+    cap: float
+    reasons: tuple[str, ...]
+
+
+def read_quote(reply: RoundReply) -> ReadQuote:
+    """Read a reply to `quote`.
+
+    Raises:
+        ReplyRejectedError: it has not the form of a quote.
+    """
+    quote = reply.quote or {}
+    try:
+        reasons = tuple(str(reason)[:500] for reason in quote["reasons"])
+        ready = quote["ready"] is True
+        spent, projected, cap = (
+            float(quote[name]) for name in ("spent_epsilon", "projected_epsilon", "cap_epsilon")
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ReplyRejectedError(f"the quote cannot be read ({type(error).__name__})") from error
+    if ready and not all(math.isfinite(value) for value in (spent, projected, cap)):
+        raise ReplyRejectedError("the quote holds a value that is not finite")
+    if not ready and not reasons:
+        reasons = ("not ready",)
+    return ReadQuote(spent=spent, projected=projected, cap=cap, reasons=() if ready else reasons)
+
+
+def _digest_of_policy(reply: RoundReply) -> str:
+    try:
+        return digest(dict(reply.policy or {}))
+    except (TypeError, ValueError) as error:
+        raise ReplyRejectedError(f"the policy cannot be read ({type(error).__name__})") from error
 
 
 def _same(what: str, found: object, wanted: object) -> None:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +22,12 @@ from models.refinement import aggregate, score
 from models.study import Study
 from models.warm_start import warm_start
 from models.weights import decode_arrays, digest_of, encode_arrays
+from privacy.canonical import digest
+from privacy.merkle import LedgerVerificationError
 from privacy.receipt import decimal_text
 from server import ledger_store, round_records, runs, sites, studies
-from server.acceptance import ReplyRejectedError, accept_reply
+from server.acceptance import ReplyRejectedError, check_update, open_reply, read_quote
+from server.errors import ServerError
 from server.federation import Federation, SiteFailure
 from server.releases import Release
 from server.round_records import SiteOutcome
@@ -122,14 +126,20 @@ class RoundLoop:
             self._note_witness(site, reply)
             if reply.refusal is not None:
                 reasons.append(f"{site}: {reply.refusal.reason}")
-            elif reply.quote is None or not reply.quote.get("ready"):
-                reasons.append(f"{site}: {'; '.join((reply.quote or {}).get('reasons', [])) or 'not ready'}")
-            else:
-                ready.append(site)
-                self._say(
-                    f"{site} would go from epsilon {float(reply.quote['spent_epsilon']):.3f} to "
-                    f"{float(reply.quote['projected_epsilon']):.3f} of its cap {float(reply.quote['cap_epsilon']):.3f}"
-                )
+                continue
+            try:
+                quote = read_quote(reply)
+                self._note_policy(site, reply)
+            except (ReplyRejectedError, ServerError) as error:
+                reasons.append(f"{site}: {error}")
+                continue
+            if quote.reasons:
+                reasons.append(f"{site}: {'; '.join(quote.reasons)}")
+                continue
+            ready.append(site)
+            self._say(
+                f"{site} would go from epsilon {quote.spent:.3f} to {quote.projected:.3f} of its cap {quote.cap:.3f}"
+            )
         for reason in reasons:
             self._say(f"does not take part: {reason}", level="warning")
         self._need_quorum(len(ready), "ready", reasons)
@@ -217,7 +227,6 @@ class RoundLoop:
 
     def _judge(self, current: _Round, site: str, reply: RoundReply | SiteFailure) -> None:
         """One site's outcome; said aloud unless it counts."""
-        cap = decimal_text(self._study.privacy.epsilon)
         if isinstance(reply, SiteFailure):
             outcome = SiteOutcome(site=site, outcome="failed", code=reply.code, reason=reply.reason)
         elif reply.refusal is not None:
@@ -226,25 +235,29 @@ class RoundLoop:
             outcome = SiteOutcome(site=site, outcome="refused", code=refusal.code, reason=refusal.reason)
         else:
             self._note_witness(site, reply)
-            try:
-                receipt = accept_reply(
-                    current.requests[site], reply, site=site, key=self._keys[site], expected=current.expected
-                )
-            except ReplyRejectedError as error:
-                outcome = SiteOutcome(site=site, outcome="rejected", code="rejected", reason=str(error))
-            else:
-                current.accepted[site] = reply
-                outcome = SiteOutcome(
-                    site=site,
-                    outcome="accepted",
-                    receipt=reply.receipt,
-                    spent_epsilon=decimal_text(receipt.spend_epsilon),
-                    spent_delta=decimal_text(receipt.spend_delta),
-                    cap_epsilon=cap,
-                )
+            outcome = self._accept(current, site, reply)
         current.outcomes[site] = outcome
         if outcome.outcome != "accepted":
             self._say(f"round {current.number}: {site} {outcome.outcome}: {outcome.reason}", level="warning")
+
+    def _accept(self, current: _Round, site: str, reply: RoundReply) -> SiteOutcome:
+        """Check a reply; a receipt that holds is kept also where the update is dropped, since it was spent."""
+        request = current.requests[site]
+        known: dict[str, Any] = {}
+        try:
+            receipt = open_reply(request, reply, site=site, key=self._keys[site])
+            self._note_policy(site, reply)
+            known = {
+                "receipt": reply.receipt,
+                "spent_epsilon": decimal_text(receipt.spend_epsilon),
+                "spent_delta": decimal_text(receipt.spend_delta),
+                "cap_epsilon": decimal_text(self._study.privacy.epsilon),
+            }
+            check_update(request, reply, receipt, expected=current.expected)
+        except (ReplyRejectedError, ServerError) as error:
+            return SiteOutcome(site=site, outcome="rejected", code="rejected", reason=str(error), **known)
+        current.accepted[site] = reply
+        return SiteOutcome(site=site, outcome="accepted", **known)
 
     def _record(
         self,
@@ -299,13 +312,46 @@ class RoundLoop:
         return {"note": newest.encode().decode(), "since": since, "proof": [part.hex() for part in proof]}
 
     def _note_witness(self, site: str, reply: RoundReply) -> None:
-        """Remember what the site has seen, and keep its countersignature."""
-        if reply.witness is None:
-            return
-        size, line = int(reply.witness["size"]), reply.witness.get("signature")
-        self._witnessed[site] = size
-        if line:
-            ledger_store.add_cosignature(self._store, site=site, size=size, line=str(line))
+        """Remember what the site has seen, and keep its countersignature; what makes no sense is dropped."""
+        try:
+            if reply.witness is None:
+                return
+            size, line = int(reply.witness["size"]), reply.witness.get("signature")
+            self._witnessed[site] = size
+            if line:
+                ledger_store.add_cosignature(self._store, site=site, size=size, line=str(line))
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            ServerError,
+            LedgerVerificationError,
+        ) as error:
+            self._say(f"{site}: its countersignature does not hold: {error}", level="warning")
+
+    def _note_policy(self, site: str, reply: RoundReply) -> None:
+        """Log a policy that the site has changed, so that its next receipt names one that is in the ledger.
+
+        Raises:
+            ReplyRejectedError, ServerError: it is no policy.
+        """
+        known = sites.get_site(self._store, site)
+        try:
+            policy = dict(reply.policy or {})
+            if digest(policy) == known.policy_digest:
+                return
+        except (TypeError, ValueError) as error:
+            raise ReplyRejectedError(f"the policy cannot be read ({type(error).__name__})") from error
+        sites.enrol_site(
+            self._store,
+            name=site,
+            title=known.title,
+            receipt_key=known.receipt_key,
+            node_public_key=known.node_public_key,
+            policy=policy,
+        )
+        self._say(f"{site} has changed its policy; the new one is in the ledger")
 
     def _gather_witnesses(self, names: list[str]) -> None:
         """Show every site the last checkpoint, so that its countersignature stands under the whole run."""

@@ -158,6 +158,53 @@ def test_a_bad_reply_is_dropped_with_its_reason_and_the_round_goes_on(lab, study
         assert {outcomes["birch"].outcome, outcomes["cedar"].outcome} == {"accepted"}
 
 
+def test_a_dropped_update_still_leaves_its_receipt_in_the_ledger(lab, study):
+    run = _start(lab, study)
+    run_rounds(Tampering(lab.federation, "ash", TAMPERINGS["scaled"][0]), lab.store, run)
+    (recorded, *_) = round_records.list_rounds(lab.store, run)
+    dropped = {spend.site: spend for spend in recorded.spends}["ash"]
+    assert dropped.outcome == "rejected"
+    assert dropped.receipt is not None
+    assert float(dropped.spent_epsilon) > 0
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda r: replace(r, quote={"ready": True, "reasons": [], "spent_epsilon": "x"}),
+        lambda r: replace(r, quote=None),
+        lambda r: replace(r, quote={**r.quote, "projected_epsilon": "inf"}),
+        lambda r: replace(r, witness={"size": "many"}),
+        lambda r: replace(r, witness={"size": 1, "signature": "no line"}),
+        lambda r: replace(r, policy={"epsilon_total": 3.0}),
+    ],
+    ids=["no-number", "none", "infinite", "size", "signature", "policy"],
+)
+def test_no_answer_to_a_quote_can_stop_a_run(lab, study, spoil):
+    class Spoiling(Tampering):
+        def exchange(self, requests, *, deadline_seconds):
+            replies = dict(self._inner.exchange(requests, deadline_seconds=deadline_seconds))
+            if requests["birch"].kind == "quote":
+                replies["ash"] = spoil(replies["ash"])
+            return replies
+
+    run = _start(lab, study)
+    assert run_rounds(Spoiling(lab.federation, "ash", None), lab.store, run) is not None
+
+
+def test_a_policy_that_changed_is_in_the_ledger_before_the_next_receipt(lab, study):
+    home = lab.sites["ash"]
+    home.policy_file.write_text(home.policy_file.read_text().replace("minimum = 20", "minimum = 30"))
+    run = _start(lab, study)
+    run_rounds(lab.federation, lab.store, run)
+    assert "ash has changed its policy" in "\n".join(m.text for m in runs.run_messages(lab.store, run))
+    kinds = [
+        (entry.entry.kind, getattr(entry.entry.body, "site", None))
+        for entry in ledger_store.read_entries(lab.store)
+    ]
+    assert kinds.count(("site-policy", "ash")) == 2
+
+
 def test_below_quorum_the_run_fails_in_words_and_resumes_without_a_second_debit(lab, study):
     def silent(_request, _reply):
         return SiteFailure(code="unavailable", reason="the site is not connected")
