@@ -148,7 +148,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     logging.basicConfig(level=logging.ERROR)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     rows = run(arguments, console)
     title = f"{arguments.dataset}: epsilon {arguments.epsilon:g}, delta {arguments.delta:g} at each site"
     show(rows, title, console)
