@@ -174,7 +174,7 @@ class Stack:
                 changed.append(replace(spec, command=(sys.executable, str(ECHO), role)))
             elif spec.name == "supernode" and self.stock:
                 changed.append(replace(spec, command=(str(SCRIPTS / "flower-supernode"), *spec.command[3:])))
-            elif spec.name in {"superlink", "supernode"}:
+            elif spec.name in {"superlink", "gateway", "supernode"}:
                 changed.append(spec)
         supervisor = Supervisor(changed, logs)
         self.supervisors.append(supervisor)

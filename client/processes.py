@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from client.home import SiteHome
+from privacy.cli.proxies import without_proxy
 from privacy.cli.supervisor import WORKER_READY, ProcessSpec
 
 
 def site_processes(home: SiteHome) -> list[ProcessSpec]:
     """The SuperNode knows no data; the worker alone reads it, and only talks to the SuperNode."""
     environment = {
+        **without_proxy(os.environ),
         "FEDTWIN_HOME": str(home.path),
         "FLWR_HOME": str(home.path / "flower"),
         "FLWR_TELEMETRY_ENABLED": "0",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,15 +24,29 @@ name = {name}
 # Where studies, runs, releases and the ledger are kept: SQLite in this folder, or a URL such as
 # postgresql+pg8000://user@host/fedtwin
 database = {database}
+# The file that holds the database's password, where the URL names a user only.
+database_password_file = {database_password_file}
 
 [api]
+# Loopback, for the commands on this machine; others come through the gateway.
 host = {api_host}
 port = {api_port}
 
+[gateway]
+# The one public port: HTTPS, the API, and of the SuperLink /v1/fleet/ only. 0.0.0.0 listens to other machines.
+host = {gateway_host}
+port = {gateway_port}
+# Of one client address, for long; four seconds' worth may come at once. Sites behind one address share it.
+requests_per_second = 200
+# The most that one request may carry; the API has its own, lower limits.
+body_bytes = 268435456
+# Reverse proxies whose X-Forwarded-For is believed, addresses or networks; ["*"] where nobody else gets here.
+trusted_proxies = {trusted_proxies}
+
 [superlink]
-# Loopback only: Flower's SuperLink knows no users. Sites reach it through a proxy that forwards /v1/fleet/.
+# Loopback only: Flower's SuperLink knows no users. Sites reach it through the gateway.
 port = {superlink_port}
-# What sites dial, host:port; the host must be a name in certs/server.crt.
+# What sites dial, host:port: the gateway, or what stands in front of it. The host must be in certs/server.crt.
 address = {superlink_address}
 """
 
@@ -45,6 +60,23 @@ class _Api(_Section):
     port: int = Field(ge=1, le=65535)
 
 
+class GatewaySettings(_Section):
+    """The public port.
+
+    Attributes:
+        host, port: where it listens.
+        requests_per_second: of one client address, for long.
+        body_bytes: the most that one request may carry.
+        trusted_proxies: whose X-Forwarded-For is believed.
+    """
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    port: int = Field(default=8443, ge=1, le=65535)
+    requests_per_second: float = Field(default=200.0, gt=0, allow_inf_nan=False)
+    body_bytes: int = Field(default=256 * 2**20, ge=2**20)
+    trusted_proxies: tuple[str, ...] = ()
+
+
 class _SuperLink(_Section):
     port: int = Field(ge=1, le=65535)
     address: str = Field(pattern=r"^.+:\d{1,5}$")
@@ -53,7 +85,9 @@ class _SuperLink(_Section):
 class _Settings(_Section):
     name: str = Field(pattern=NAME_PATTERN)
     database: str = Field(min_length=1)
+    database_password_file: str = ""
     api: _Api
+    gateway: GatewaySettings = GatewaySettings()
     superlink: _SuperLink
 
 
@@ -64,17 +98,19 @@ class CoordinatorHome:
     Attributes:
         path: the folder, absolute.
         name: the coordinator's name; part of its key's text.
-        database_url: SQLAlchemy URL.
+        database_url: SQLAlchemy URL. Sensitive: it may hold a password; do not log.
         api_host, api_port: where the API listens.
+        gateway: the public port, which sites and people on other machines use.
         superlink_port: the SuperLink's port on the loopback interface.
         superlink_address: host:port that sites dial.
     """
 
     path: Path
     name: str
-    database_url: str
+    database_url: str = field(repr=False)
     api_host: str
     api_port: int
+    gateway: GatewaySettings
     superlink_port: int
     superlink_address: str
 
@@ -85,8 +121,12 @@ class CoordinatorHome:
         *,
         name: str = "coordinator",
         database: str = "sqlite:///fedtwin.db",
+        database_password_file: Path | None = None,
         api_host: str = "127.0.0.1",
         api_port: int | None = None,
+        gateway_host: str = "127.0.0.1",
+        gateway_port: int | None = None,
+        trusted_proxies: Sequence[str] = (),
         superlink_port: int | None = None,
         superlink_address: str | None = None,
         hosts: Sequence[str] = (),
@@ -97,24 +137,31 @@ class CoordinatorHome:
             path: a folder that does not exist yet, or is empty.
             name: lower-case letters, digits, dots and hyphens.
             database: SQLAlchemy URL; `sqlite:///FILE` with a relative FILE lies in the home.
+            database_password_file: holds the password, where the URL names a user only.
             api_host, api_port, superlink_port: a free port is picked where none is given.
-            superlink_address: what sites dial; the SuperLink's own port by default.
+            gateway_host, gateway_port: where the public port listens; this machine and a free port by default.
+            trusted_proxies: whose X-Forwarded-For the gateway believes.
+            superlink_address: what sites dial; the gateway by default.
             hosts: further names for the server certificate.
 
         Raises:
             HomeError: the folder is in use, or a value cannot be used; nothing was left behind.
         """
-        superlink_port = superlink_port or free_port()
-        superlink_address = superlink_address or f"127.0.0.1:{superlink_port}"
+        gateway_port = gateway_port or free_port()
+        superlink_address = superlink_address or f"127.0.0.1:{gateway_port}"
         dialled = superlink_address.rpartition(":")[0].strip("[]")
         with new_folder(path) as draft:
             (draft / SETTINGS_FILE).write_text(
                 _TEMPLATE.format(
                     name=toml_text(name),
                     database=toml_text(database),
+                    database_password_file=toml_text(str(database_password_file or "")),
                     api_host=toml_text(api_host),
                     api_port=api_port or free_port(),
-                    superlink_port=superlink_port,
+                    gateway_host=toml_text(gateway_host),
+                    gateway_port=gateway_port,
+                    trusted_proxies=f"[{', '.join(map(toml_text, trusted_proxies))}]",
+                    superlink_port=superlink_port or free_port(),
                     superlink_address=toml_text(superlink_address),
                 )
             )
@@ -150,9 +197,10 @@ class CoordinatorHome:
         return cls(
             path=path,
             name=settings.name,
-            database_url=_resolved(settings.database, path),
+            database_url=_resolved(settings.database, path, password_file=settings.database_password_file),
             api_host=settings.api.host,
             api_port=settings.api.port,
+            gateway=settings.gateway,
             superlink_port=settings.superlink.port,
             superlink_address=settings.superlink.address,
         )
@@ -163,13 +211,18 @@ class CoordinatorHome:
         return f"http://{self.api_host}:{self.api_port}"
 
     @property
+    def public_url(self) -> str:
+        """The API's address for everybody else: the gateway, or what stands in front of it."""
+        return f"https://{self.superlink_address}"
+
+    @property
     def ca_certificate(self) -> Path:
         """The authority that sites pin."""
         return self.path / "certs" / "ca.crt"
 
     @property
     def server_certificate(self) -> Path:
-        """What the SuperLink serves."""
+        """What the gateway and the SuperLink serve."""
         return self.path / "certs" / "server.crt"
 
     @property
@@ -232,9 +285,25 @@ class CoordinatorHome:
         return self.signing_key().public
 
 
-def _resolved(database: str, home: Path) -> str:
-    """A relative SQLite file lies in the home, wherever a process was started."""
+def _resolved(database: str, home: Path, *, password_file: str) -> str:
+    """A relative SQLite file lies in the home, wherever a process was started; a password comes from its file.
+
+    Raises:
+        HomeError: the password file cannot be read, or the URL names no user.
+    """
     prefix = "sqlite:///"
     if database.startswith(prefix) and not database.startswith(f"{prefix}/"):
         return f"{prefix}{home / database.removeprefix(prefix)}"
-    return database
+    if not password_file:
+        return database
+    scheme, separator, rest = database.partition("://")
+    user, at, place = rest.partition("@")
+    if not (separator and at and user) or ":" in user:
+        raise HomeError(
+            "database must be a URL with a user and no password where database_password_file is set"
+        )
+    try:
+        password = (home / password_file).read_text().strip()
+    except OSError as error:
+        raise HomeError(f"database_password_file cannot be read: {error}") from error
+    return f"{scheme}://{user}:{quote(password, safe='')}@{place}"

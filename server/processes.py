@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import sysconfig
 from pathlib import Path
 
+from privacy.cli.proxies import loopback_of, without_proxy
 from privacy.cli.supervisor import WORKER_READY, ProcessSpec
 from server.home import CoordinatorHome
 
 
 def coordinator_processes(home: CoordinatorHome) -> list[ProcessSpec]:
-    """SuperLink, the worker that runs the round loop, the API, and the worker that makes cohorts."""
+    """SuperLink, the worker that runs the round loop, the API, its public gateway, and the cohort worker."""
     environment = {
+        **without_proxy(os.environ),
         "FEDTWIN_HOME": str(home.path),
         "FLWR_HOME": str(home.path / "flower"),
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -44,6 +47,12 @@ def coordinator_processes(home: CoordinatorHome) -> list[ProcessSpec]:
             ),
             environment=environment,
             ready_address=(home.api_host, home.api_port),
+        ),
+        ProcessSpec(
+            name="gateway",
+            command=(sys.executable, "-m", "server.gateway"),
+            environment=environment,
+            ready_address=(loopback_of(home.gateway.host), home.gateway.port),
         ),
         ProcessSpec(
             name="jobs",

@@ -66,7 +66,7 @@ class Stack:
             if spec.name == "worker"
             else spec
             for spec in coordinator_processes(self.home)
-            if spec.name in {"superlink", "worker"}
+            if spec.name in {"superlink", "worker", "gateway"}
         ]
         self.start("coordinator", Supervisor(specs, self.home.logs))
         for name, site in self.sites.items():
