@@ -28,14 +28,35 @@ def init(
     address: Annotated[
         str | None, typer.Option(help="host:port that sites dial; this machine only by default.")
     ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(help="host:port of the public HTTPS port; 0.0.0.0:8443 listens to other machines."),
+    ] = None,
+    behind_proxy: Annotated[
+        bool, typer.Option(help="Only a reverse proxy reaches that port: believe its X-Forwarded-For.")
+    ] = False,
+    database_password_file: Annotated[
+        Path | None, typer.Option(help="Holds the database's password, where the URL names a user only.")
+    ] = None,
 ) -> None:
     """Create a coordinator: keys, certificates, settings and an empty database."""
     from privacy.cli.folders import HomeError
     from server.home import CoordinatorHome
 
+    host, _, port = (listen or "127.0.0.1:").rpartition(":")
+    if not host or (listen and not port.isdecimal()):
+        raise say_problem(f"--listen {listen!r} is not host:port; give for example 0.0.0.0:8443")
     try:
         made = CoordinatorHome.create(
-            home, name=name, database=database, api_port=api_port, superlink_address=address
+            home,
+            name=name,
+            database=database,
+            database_password_file=database_password_file,
+            api_port=api_port,
+            gateway_host=host.strip("[]"),
+            gateway_port=int(port) if port else None,
+            trusted_proxies=("*",) if behind_proxy else (),
+            superlink_address=address,
         )
     except HomeError as error:
         raise say_problem(error) from None
