@@ -140,10 +140,10 @@ def _fetch(api: ApiClient, cohort: str, to: Path) -> None:
     for file in state["files"]:
         target = folder / Path(file["name"]).name
         api.download(f"/cohorts/{cohort}/files/{file['name']}", target)
-        found = hashlib.sha256(target.read_bytes()).hexdigest()
-        if found != file["sha256"]:
+        found = "sha256:" + hashlib.sha256(target.read_bytes()).hexdigest()
+        if found != file["digest"]:
             target.unlink()
             raise say_problem(
-                f"{file['name']} arrived with SHA-256 {found}, not {file['sha256']}; fetch again"
+                f"{file['name']} arrived with the digest {found}, not {file['digest']}; fetch again"
             )
         typer.echo(str(target))
