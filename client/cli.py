@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from client import join_command
+from client.opened import Home, open_home
 from privacy.cli.problem import say_problem
 
 if TYPE_CHECKING:
@@ -18,91 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="A hospital: create, check, start and stop a site; see what it spent.", no_args_is_help=True
 )
-Home = Annotated[Path, typer.Option("--home", help="The site's folder.")]
-
-
-@app.command()
-def init(
-    home: Home,
-    name: Annotated[str, typer.Option(help="The site's name: lower-case letters, digits, hyphens.")],
-    federation: Annotated[Path, typer.Option(help="The federation.json that the coordinator gave you.")],
-    data: Annotated[Path, typer.Option(help="Your patients: a .csv or .parquet file on this machine.")],
-    patient_id: Annotated[
-        str, typer.Option(help="The column that names the patient; empty: every line is another patient.")
-    ] = "",
-    epsilon: Annotated[
-        float, typer.Option(help="Policy: cap of epsilon per study; twice that in total.")
-    ] = 3.0,
-    delta: Annotated[float, typer.Option(help="Policy: ceiling of delta.")] = 1e-5,
-    minimum_patients: Annotated[int, typer.Option(help="Policy: with fewer nothing runs.")] = 50,
-    approval: Annotated[
-        str, typer.Option(help="Policy: manual (you approve each study) or automatic (what fits runs).")
-    ] = "manual",
-) -> None:
-    """Create a site: own keys, a policy to edit, and card.json to hand to the coordinator's operator."""
-    from client.connectors import DataSourceError, kind_of
-    from client.home import SiteHome
-    from client.policy import PolicyError, policy_text
-    from privacy.cli.folders import HomeError
-
-    try:
-        told = json.loads(federation.read_text())
-        app_digest, address, ledger_key = told["app_digest"], told["superlink_address"], told["ledger_key"]
-        authority = told["ca_certificate"].encode()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise say_problem(f"{federation} is no federation file ({error}); ask the operator for it") from None
-    try:
-        policy = policy_text(
-            epsilon_per_run=epsilon,
-            epsilon_per_study=epsilon,
-            epsilon_total=2 * epsilon,
-            max_delta=delta,
-            min_patients=minimum_patients,
-            app_digests=[app_digest],
-            approval=approval,  # type: ignore[arg-type]
-        )
-        made = SiteHome.create(
-            home,
-            name=name,
-            superlink_address=address,
-            ca_certificate=authority,
-            coordinator_key=ledger_key,
-            data_path=data.resolve(),
-            data_kind=kind_of(data),
-            patient_id=patient_id or None,
-        )
-        made.policy_file.write_text(policy)
-    except (HomeError, DataSourceError, PolicyError) as error:
-        raise say_problem(error) from None
-    write_card(made)
-    typer.echo(f"Site {made.name!r} is in {made.path}. Its private keys were made here and stay here.")
-    typer.echo(
-        f"Coordinator's certificate, SHA-256: {told.get('ca_fingerprint', '?')}: compare it by telephone."
-    )
-    typer.echo(
-        f"Next: read {made.policy_file.name}, edit it, then fedtwin site card; send card.json; fedtwin site up"
-    )
-
-
-@app.command()
-def card(home: Home) -> None:
-    """Write card.json again: the site's public keys and its policy, for the coordinator's operator."""
-    typer.echo(
-        f"{write_card(_open_home(home))}: send it to the coordinator's operator. Nothing in it is secret."
-    )
-
-
-def write_card(site: SiteHome) -> Path:
-    """Write the site's public keys and policy to `card.json` in its folder; returns the file."""
-    file = site.path / "card.json"
-    content = {
-        "name": site.name,
-        "receipt_key": site.receipt_key().public.text,
-        "node_public_key": site.node_public_key,
-        "policy": _policy(site).to_dict(),
-    }
-    file.write_text(json.dumps(content, indent=2))
-    return file
+join_command.add_commands(app)
 
 
 @app.command()
@@ -111,7 +28,7 @@ def requests(home: Home) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    site = _open_home(home)
+    site = open_home(home)
     found = _guard(site).requests()
     if not found:
         typer.echo("No study has asked yet.")
@@ -156,7 +73,7 @@ def withdraw(home: Home, study: Study, by: By, reason: Reason) -> None:
 
 
 def _decide(home: Path, study: str, decision: Any, by: str, reason: str) -> None:
-    guard = _guard(_open_home(home))
+    guard = _guard(open_home(home))
     asked = [one for one in guard.requests() if study in (one.study_name, one.study_digest)]
     if len(asked) != 1:
         known = ", ".join(
@@ -178,7 +95,7 @@ def up(home: Home) -> None:
     from client.processes import site_processes
     from privacy.cli.supervisor import ProcessFailedError, Supervisor
 
-    opened = _open_home(home)
+    opened = open_home(home)
     typer.echo(f"Starting site {opened.name!r}; Ctrl-C stops it. Logs: {opened.logs}")
     try:
         Supervisor(site_processes(opened), opened.logs).run(
@@ -199,7 +116,7 @@ def validate(
     from models.faults import TableFaultsError
     from models.study import Study, StudyError
 
-    opened = _open_home(home)
+    opened = open_home(home)
     try:
         load_patients(opened, Study.from_toml(study.read_text()).table)
     except (OSError, StudyError, DataSourceError, TableFaultsError) as error:
@@ -215,7 +132,7 @@ def spent(home: Home) -> None:
 
     from client.record import RecordVerificationError
 
-    site = _open_home(home)
+    site = open_home(home)
     guard = _guard(site)
     try:
         guard.verify()
@@ -238,16 +155,6 @@ def spent(home: Home) -> None:
             )
     Console().print(table)
     typer.echo("The record's hash chain holds.")
-
-
-def _open_home(path: Path) -> SiteHome:
-    from client.home import SiteHome
-    from privacy.cli.folders import HomeError
-
-    try:
-        return SiteHome.open(path)
-    except HomeError as error:
-        raise say_problem(error) from None
 
 
 def _policy(site: SiteHome) -> SitePolicy:

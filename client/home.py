@@ -24,6 +24,8 @@ name = {name}
 [coordinator]
 # host:port of the federation's SuperLink; its authority is pinned in coordinator-ca.crt.
 address = {address}
+# Where the coordinator's API is; `fedtwin site check` asks it for the time.
+url = {url}
 # The key that signs the coordinator's ledger, pinned when the site joined.
 key = {key}
 
@@ -49,6 +51,7 @@ class _Section(BaseModel):
 class _Coordinator(_Section):
     address: str = Field(pattern=r"^.+:\d{1,5}$")
     key: str = Field(min_length=1)
+    url: str = Field(default="", pattern=r"^(https?://[^/?#\s@]+)?$")
 
 
 class _SuperNode(_Section):
@@ -70,6 +73,7 @@ class SiteHome:
         path: the folder, absolute.
         name: the site's name in the federation.
         superlink_address: host:port of the coordinator's SuperLink.
+        coordinator_url: the coordinator's API; empty where nobody said.
         coordinator_key: the pinned key of the coordinator's ledger.
         data: where the site's patients are; a value of its kind.
         supernode_port: where the SuperNode serves this site's worker, on the loopback interface.
@@ -78,6 +82,7 @@ class SiteHome:
     path: Path
     name: str
     superlink_address: str
+    coordinator_url: str
     coordinator_key: VerifyKey
     data: DataSource
     supernode_port: int
@@ -95,6 +100,8 @@ class SiteHome:
         data_kind: Literal["csv", "parquet"] = "csv",
         patient_id: str | None = None,
         supernode_port: int | None = None,
+        coordinator_url: str = "",
+        invitation: str = "",
     ) -> SiteHome:
         """Lay out a new home: settings, pinned certificate and key, own keys. `policy.toml` is not made here.
 
@@ -107,6 +114,8 @@ class SiteHome:
             data_path: the site's table; relative paths are relative to the home.
             data_kind, patient_id: see `TableFile`; other kinds are written into site.toml by hand.
             supernode_port: a free port is picked where none is given.
+            coordinator_url: the coordinator's API.
+            invitation: the text that the site joins by; kept among the keys, to ask again how its card stands.
 
         Raises:
             HomeError: the folder is in use, or a value cannot be used; nothing was left behind.
@@ -117,6 +126,7 @@ class SiteHome:
                     name=toml_text(name),
                     address=toml_text(superlink_address),
                     key=toml_text(coordinator_key),
+                    url=toml_text(coordinator_url),
                     kind=toml_text(data_kind),
                     path=toml_text(str(data_path)),
                     patient_id=toml_text(patient_id or ""),
@@ -130,6 +140,8 @@ class SiteHome:
             create_keys(home.receipt_key_file, home.node_key, site=name)
             write_private(home.worker_secret, secrets.token_bytes(32))
             write_private(home.fingerprint_secret, secrets.token_bytes(32))
+            if invitation:
+                write_private(home.invitation_file, invitation.encode())
         return cls.open(path)
 
     @classmethod
@@ -154,6 +166,7 @@ class SiteHome:
             path=path,
             name=settings.name,
             superlink_address=settings.coordinator.address,
+            coordinator_url=settings.coordinator.url.rstrip("/"),
             coordinator_key=key,
             data=settings.data.within(path),
             supernode_port=settings.supernode.port,
@@ -203,6 +216,11 @@ class SiteHome:
     def fingerprint_secret(self) -> Path:
         """What keys the data file's fingerprint in receipts, so that nobody can guess the file from it."""
         return self.path / "keys" / "fingerprint.secret"
+
+    @property
+    def invitation_file(self) -> Path:
+        """The invitation that the site answered; absent where it was enrolled offline."""
+        return self.path / "keys" / "invitation"
 
     @property
     def notices(self) -> Path:

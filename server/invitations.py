@@ -135,7 +135,7 @@ def invite_site(
 
 
 def answer_invitation(store: Store, *, identifier: str, secret: str, card: sites.SiteCard) -> KeptInvitation:
-    """Take a site's card; the very same card again changes nothing and tells how it stands.
+    """Take a site's card; a card with the same keys again tells how it stands, and brings its policy while it waits.
 
     Raises:
         InvitationRefusedError: unknown, a wrong secret, expired, used up, withdrawn, or for another name.
@@ -155,12 +155,13 @@ def answer_invitation(store: Store, *, identifier: str, secret: str, card: sites
                     row.state, row.reason = "withdrawn", f"{MAX_WRONG_SECRETS} wrong secrets"
                     row.decided_at = store.clock()
         else:
-            refusal = _objection(row, card, content, store.clock())
+            refusal = _objection(row, card, store.clock())
             if refusal is None:
                 if row.state == "open":
                     _check_free(session, card)
-                    row.state, row.card, row.card_digest = "pending", content, digest(content)
-                    row.answered_at = store.clock()
+                    row.state, row.card_digest, row.answered_at = "pending", _keys_digest(card), store.clock()
+                if row.state == "pending":
+                    row.card = content  # the same keys; the site's people may have edited the policy
                 return _kept(row)
     raise refusal
 
@@ -206,9 +207,7 @@ def list_invitations(store: Store, *, state: str | None = None) -> list[KeptInvi
         return [_kept(row) for row in session.scalars(query)]
 
 
-def _objection(
-    row: InvitationRow, card: sites.SiteCard, content: Mapping[str, Any], now: dt.datetime
-) -> ServerError | None:
+def _objection(row: InvitationRow, card: sites.SiteCard, now: dt.datetime) -> ServerError | None:
     """Why this answer, which knows the secret, is not taken."""
     if card.name != row.site:
         return InvitationRefusedError(f"this invitation is for a site named {row.site!r}, not {card.name!r}")
@@ -222,7 +221,7 @@ def _objection(
                 f"this invitation expired at {row.expires_at:%Y-%m-%d %H:%M} UTC; ask the operator for another"
             )
         return None
-    if row.card_digest != digest(dict(content)):
+    if row.card_digest != _keys_digest(card):
         return InvitationRefusedError(
             "this invitation was used already, with another card; if that was not you, tell the operator now"
         )
@@ -263,6 +262,10 @@ def _content(card: sites.SiteCard) -> dict[str, Any]:
         "node_public_key": card.node_public_key,
         "policy": dict(card.policy),
     }
+
+
+def _keys_digest(card: sites.SiteCard) -> str:
+    return digest({"receipt_key": card.receipt_key.strip(), "node_public_key": card.node_public_key})
 
 
 def _hash(secret: str) -> str:

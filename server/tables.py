@@ -112,7 +112,7 @@ class SiteRow(Base):
 
 
 class InvitationRow(Base):
-    """An invitation and the card that answered it; of its secret there is a hash only."""
+    """An invitation and the card that answered it; of its secret there is a hash only. `card_digest`: of its keys."""
 
     __tablename__ = "invitations"
     __table_args__ = (_one_of("state", InvitationState), Index(None, "site", "created_at"))

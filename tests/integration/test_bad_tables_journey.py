@@ -155,7 +155,7 @@ import sys, client.cli
 def broken(home):
     row = "P00" + "017"
     raise RuntimeError("broken on purpose")
-client.cli._open_home = broken
+client.cli.open_home = broken
 sys.argv = ["fedtwin", "site", "spent", "--home", {str(home)!r}]
 from privacy.cli import main
 main()

@@ -76,6 +76,15 @@ def test_the_same_card_again_changes_nothing_and_another_is_refused(store, facts
         invitations.approve(store, "east", by="olga")
 
 
+def test_while_it_waits_the_policy_may_change_and_the_keys_may_not(store, facts) -> None:
+    invitation, mine = invite(store, facts), card()
+    answer(store, invitation, mine)
+    answer(store, invitation, dataclasses.replace(mine, policy={**POLICY, "epsilon_total": "5.0"}))
+    assert invitations.approve(store, "east", by="olga").policy["epsilon_total"] == "5.0"
+    answer(store, invitation, mine)
+    assert sites.get_site(store, "east").policy["epsilon_total"] == "5.0"
+
+
 def test_an_expired_invitation_is_refused_but_an_answered_one_still_tells_how_it_stands(
     store, facts, clock
 ) -> None:

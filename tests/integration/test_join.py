@@ -1,0 +1,194 @@
+"""A site joins over HTTP as a hospital's IT does: invited, asked, approved, in the ledger; and is refused otherwise.
+
+The real API process and the real commands; neither Flower nor patients are needed for it.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+
+from client.joining import JoinError, ask_federation, send_card
+from privacy.invitation import Invitation
+from server.demo.surface import SurfaceError, fedtwin
+from server.home import CoordinatorHome
+
+
+@pytest.fixture(scope="module")
+def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CoordinatorHome]:
+    home = CoordinatorHome.create(tmp_path_factory.mktemp("join") / "coordinator")
+    log = home.logs / "api.log"
+    with log.open("wb") as output:
+        api = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "uvicorn", "--factory", "server.api.app:create_app"),
+                *("--host", home.api_host, "--port", str(home.api_port)),
+            ],
+            env={**os.environ, "FEDTWIN_HOME": str(home.path)},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        until = time.monotonic() + 120
+        while True:
+            try:
+                httpx.get(f"{home.api_url}/v1/health", timeout=5, trust_env=False).raise_for_status()
+                break
+            except httpx.HTTPError:
+                assert api.poll() is None, log.read_text()
+                assert time.monotonic() < until, log.read_text()
+                time.sleep(0.2)
+        yield home
+    finally:
+        api.terminate()
+        api.wait(timeout=30)
+
+
+@pytest.fixture
+def patients(tmp_path: Path) -> Path:
+    file = tmp_path / "patients.csv"
+    file.write_text("patient_id,age\n1,50\n")
+    return file
+
+
+def invite(coordinator: CoordinatorHome, site: str, *more: str) -> str:
+    return fedtwin("server", "invite", "--home", coordinator.path, "--site", site, *more).splitlines()[0]
+
+
+def test_a_site_is_invited_joins_waits_is_approved_and_in_the_ledger(coordinator, patients, tmp_path) -> None:
+    site = tmp_path / "site"
+    invitation = invite(coordinator, "lakeside")
+    said = fedtwin(
+        *("site", "join", invitation, "--home", site, "--data", patients, "--patient-id", "patient_id")
+    )
+    assert coordinator.ca_fingerprint in said
+    assert "waits for the operator's approval" in said
+    digits = said.partition("digits of your key: ")[2].split()[0]
+    for file in (site / "keys").iterdir():
+        assert file.suffix == ".pub" or stat.S_IMODE(file.stat().st_mode) == 0o600, file.name
+    assert (site / "coordinator-ca.crt").read_bytes() == coordinator.ca_certificate.read_bytes()
+    assert "pending" in fedtwin("server", "sites", "--home", coordinator.path)
+
+    with pytest.raises(SurfaceError, match="somebody else may have used"):
+        fedtwin("server", "approve", "--home", coordinator.path, "lakeside", "--key", "00000000")
+    fedtwin("server", "approve", "--home", coordinator.path, "lakeside", "--key", digits)
+    assert "is enrolled" in fedtwin("site", "join", "--home", site)
+
+    # Another site that got hold of the invitation.
+    with pytest.raises(SurfaceError, match="used already, with another card"):
+        fedtwin("site", "join", invitation, "--home", tmp_path / "thief", "--data", patients)
+
+    auditor = fedtwin(
+        *("server", "key", "--home", coordinator.path, "--role", "auditor", "--name", "Anna")
+    ).strip()
+    read = {"headers": {"Authorization": f"Bearer {auditor}"}, "trust_env": False, "timeout": 30}
+    entries = httpx.get(f"{coordinator.api_url}/v1/ledger/entries", **read)
+    assert "lakeside" in entries.text
+    exported = httpx.get(f"{coordinator.api_url}/v1/ledger/export", **read)
+    ledger = tmp_path / "ledger.zip"
+    ledger.write_bytes(exported.content)
+    fedtwin("audit", "verify", ledger, "--key", coordinator.verify_key.text)
+    fedtwin("server", "remove", "--home", coordinator.path, "lakeside")
+    assert "left" in fedtwin("server", "sites", "--home", coordinator.path)
+
+
+def test_an_interrupted_join_goes_on_where_it_was(coordinator, patients, tmp_path) -> None:
+    site, invitation = tmp_path / "site", Invitation.parse(invite(coordinator, "northgate"))
+    fedtwin("site", "join", invitation.text, "--home", site, "--data", patients)
+    policy = site / "policy.toml"
+    policy.write_text(policy.read_text().replace("epsilon_total = 6.0", "epsilon_total = 4.0"))
+    assert "waits for" in fedtwin("site", "join", "--home", site)
+    fedtwin("server", "deny", "--home", coordinator.path, "northgate", "--reason", "not before the contract")
+    with pytest.raises(SurfaceError, match="not before the contract"):
+        fedtwin("site", "join", "--home", site)
+
+
+def test_a_coordinator_that_is_not_the_one_in_the_invitation_is_sent_nothing(coordinator, tmp_path) -> None:
+    from dataclasses import replace
+
+    good = Invitation.parse(invite(coordinator, "hillcrest"))
+    assert ask_federation(good).ledger_key == coordinator.verify_key.text
+    with pytest.raises(JoinError, match=r"(?s)another|somebody is in between"):
+        ask_federation(replace(good, ca_fingerprint=":".join(["00"] * 32)))
+    with pytest.raises(JoinError, match="another ledger key"):
+        ask_federation(replace(good, ledger_key_digest="sha256:" + "0" * 64))
+    for url in ("http://federation.example.org", "http://127.0.0.1.example.org:80"):
+        with pytest.raises(JoinError, match="not encrypted"):
+            ask_federation(replace(good, api_url=url))
+        with pytest.raises(JoinError, match="not encrypted"):
+            send_card(replace(good, api_url=url), {}, ca_certificate="")
+    with pytest.raises(JoinError, match="nobody answers"):
+        ask_federation(replace(good, api_url="http://127.0.0.1:1"))
+
+
+@pytest.fixture
+def https(coordinator: CoordinatorHome) -> Iterator[tuple[str, list[str]]]:
+    """The API behind TLS under the coordinator's own authority; notes what it was asked."""
+    asked: list[str] = []
+
+    class Forward(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._forward("GET")
+
+        def do_POST(self) -> None:
+            self._forward("POST")
+
+        def _forward(self, method: str) -> None:
+            asked.append(f"{method} {self.path}")
+            sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            got = httpx.request(
+                method,
+                coordinator.api_url + self.path,
+                content=sent,
+                headers={"Content-Type": "application/json"},
+                trust_env=False,
+                timeout=30,
+            )
+            self.send_response(got.status_code)
+            self.send_header("Content-Length", str(len(got.content)))
+            self.end_headers()
+            self.wfile.write(got.content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Forward)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(coordinator.server_certificate, coordinator.server_key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield f"https://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_over_https_only_the_pinned_authority_is_believed(coordinator, https, tmp_path) -> None:
+    from dataclasses import replace
+
+    from server.certificates import make_certificates
+
+    url, asked = https
+    invitation = Invitation.parse(invite(coordinator, "riverside", "--url", url))
+    assert invitation.api_url == url
+    assert ask_federation(invitation).fingerprint == coordinator.ca_fingerprint
+    assert asked == ["GET /v1/federation"] * 2
+    asked.clear()
+    other = make_certificates("mallory", ["127.0.0.1"]).ca_certificate.decode()
+    with pytest.raises(JoinError, match="CERTIFICATE_VERIFY_FAILED"):
+        send_card(invitation, {"name": "riverside"}, ca_certificate=other)
+    assert asked == []
+    with pytest.raises(JoinError, match="somebody is in between"):
+        ask_federation(replace(invitation, ca_fingerprint=":".join(["AB"] * 32)))
