@@ -109,8 +109,10 @@ class RoundLoop:
             else:
                 self._refine(number, participants)
             self._report("refine" if number > 1 else "warm-start", number)
+        witnesses = participants or list(self._run.sites)
+        self._gather_witnesses(witnesses)  # of the last round, before the run counts as completed
         release = self._release()
-        self._gather_witnesses(participants or list(self._run.sites))
+        self._gather_witnesses(witnesses)  # and of the release itself
         return release
 
     def _quote(self, first_round: int) -> list[str]:
