@@ -36,12 +36,12 @@ class FederationFacts:
         """Those of a coordinator.
 
         Args:
-            api_url: where sites reach the API, if that is not the home's own address.
+            api_url: where sites reach the API, if that is not the home's public address.
         """
         return cls(
             coordinator=home.name,
             superlink_address=home.superlink_address,
-            api_url=(api_url or home.api_url).rstrip("/"),
+            api_url=(api_url or home.public_url).rstrip("/"),
             ca_certificate=home.ca_certificate.read_text(),
             ca_fingerprint=home.ca_fingerprint,
             ledger_key=home.verify_key.text,

@@ -108,7 +108,7 @@ def invite(
     hours: Annotated[int, typer.Option(min=1, max=720, help="How long the invitation is good.")] = 72,
     url: Annotated[
         str | None,
-        typer.Option(help="Where the site reaches the API; the coordinator's own address by default."),
+        typer.Option(help="Where the site reaches the API; the coordinator's public address by default."),
     ] = None,
     to: Annotated[Path | None, typer.Option(help="Where to write it; federation.json in the folder.")] = None,
 ) -> None:

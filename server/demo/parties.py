@@ -12,6 +12,7 @@ import pandas as pd
 from server.demo.data import load_survey, prepare_patients, split_by_site, write_sites
 from server.demo.display import PhaseLine
 from server.demo.surface import at_once, fedtwin
+from server.home import CoordinatorHome
 
 STUDY_FILE = Path(__file__).with_name("study.toml")
 CAPS = {"lakeside": 4.0, "hillcrest": 3.0, "northgate": 3.5}  # of epsilon; each hospital's own decision
@@ -42,8 +43,8 @@ class Parties:
 
     @property
     def api_url(self) -> str:
-        """Where the API is, as the invitation says."""
-        return str(json.loads(self.invitation.read_text())["api_url"])
+        """Where the API is on this machine."""
+        return CoordinatorHome.open(self.coordinator).api_url
 
     @property
     def ledger_key(self) -> str:

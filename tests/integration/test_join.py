@@ -1,19 +1,19 @@
 """A site joins over HTTP as a hospital's IT does: invited, asked, approved, in the ledger; and is refused otherwise.
 
-The real API process and the real commands; neither Flower nor patients are needed for it.
+The real API and gateway processes and the real commands; neither Flower nor patients are needed for it.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import ssl
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -21,38 +21,58 @@ import pytest
 
 from client.joining import JoinError, ask_federation, send_card
 from privacy.invitation import Invitation
+from server.certificates import make_certificates
 from server.demo.surface import SurfaceError, fedtwin
+from server.federation_facts import FederationFacts
 from server.home import CoordinatorHome
+from server.invitations import invite_site
+from server.store import Store
 
 
 @pytest.fixture(scope="module")
 def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CoordinatorHome]:
     home = CoordinatorHome.create(tmp_path_factory.mktemp("join") / "coordinator")
-    log = home.logs / "api.log"
-    with log.open("wb") as output:
-        api = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "uvicorn", "--factory", "server.api.app:create_app"),
-                *("--host", home.api_host, "--port", str(home.api_port)),
-            ],
-            env={**os.environ, "FEDTWIN_HOME": str(home.path)},
-            stdout=output,
-            stderr=output,
-        )
+    commands = {
+        "api": (
+            *("uvicorn", "--factory", "server.api.app:create_app"),
+            *("--host", home.api_host, "--port", str(home.api_port)),
+        ),
+        "gateway": ("server.gateway",),
+    }
+    started = []
     try:
+        for name, command in commands.items():
+            with (home.logs / f"{name}.log").open("wb") as output:
+                started.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", *command],
+                        env={**os.environ, "FEDTWIN_HOME": str(home.path)},
+                        stdout=output,
+                        stderr=output,
+                    )
+                )
         until = time.monotonic() + 120
-        while True:
-            try:
-                httpx.get(f"{home.api_url}/v1/health", timeout=5, trust_env=False).raise_for_status()
-                break
-            except httpx.HTTPError:
-                assert api.poll() is None, log.read_text()
-                assert time.monotonic() < until, log.read_text()
-                time.sleep(0.2)
+        while not _answers(home):
+            said = "\n".join(file.read_text() for file in home.logs.iterdir())
+            assert all(one.poll() is None for one in started), said
+            assert time.monotonic() < until, said
+            time.sleep(0.2)
         yield home
     finally:
-        api.terminate()
-        api.wait(timeout=30)
+        for one in started:
+            one.terminate()
+        for one in started:
+            one.wait(timeout=30)
+
+
+def _answers(home: CoordinatorHome) -> bool:
+    try:
+        for url in (home.api_url, home.public_url):
+            trust = ssl.create_default_context(cafile=str(home.ca_certificate))
+            httpx.get(f"{url}/v1/health", timeout=5, trust_env=False, verify=trust).raise_for_status()
+    except httpx.HTTPError:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -62,8 +82,9 @@ def patients(tmp_path: Path) -> Path:
     return file
 
 
-def invite(coordinator: CoordinatorHome, site: str, *more: str) -> str:
-    return fedtwin("server", "invite", "--home", coordinator.path, "--site", site, *more).splitlines()[0]
+def invite(coordinator: CoordinatorHome, site: str, *, url: str = "") -> str:
+    to = ("--url", url or coordinator.api_url)
+    return fedtwin("server", "invite", "--home", coordinator.path, "--site", site, *to).splitlines()[0]
 
 
 def test_a_site_is_invited_joins_waits_is_approved_and_in_the_ledger(coordinator, patients, tmp_path) -> None:
@@ -115,8 +136,6 @@ def test_an_interrupted_join_goes_on_where_it_was(coordinator, patients, tmp_pat
 
 
 def test_a_coordinator_that_is_not_the_one_in_the_invitation_is_sent_nothing(coordinator, tmp_path) -> None:
-    from dataclasses import replace
-
     good = Invitation.parse(invite(coordinator, "hillcrest"))
     assert ask_federation(good).ledger_key == coordinator.verify_key.text
     with pytest.raises(JoinError, match=r"(?s)another|somebody is in between"):
@@ -132,63 +151,28 @@ def test_a_coordinator_that_is_not_the_one_in_the_invitation_is_sent_nothing(coo
         ask_federation(replace(good, api_url="http://127.0.0.1:1"))
 
 
-@pytest.fixture
-def https(coordinator: CoordinatorHome) -> Iterator[tuple[str, list[str]]]:
-    """The API behind TLS under the coordinator's own authority; notes what it was asked."""
-    asked: list[str] = []
-
-    class Forward(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._forward("GET")
-
-        def do_POST(self) -> None:
-            self._forward("POST")
-
-        def _forward(self, method: str) -> None:
-            asked.append(f"{method} {self.path}")
-            sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            got = httpx.request(
-                method,
-                coordinator.api_url + self.path,
-                content=sent,
-                headers={"Content-Type": "application/json"},
-                trust_env=False,
-                timeout=30,
-            )
-            self.send_response(got.status_code)
-            self.send_header("Content-Length", str(len(got.content)))
-            self.end_headers()
-            self.wfile.write(got.content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Forward)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(coordinator.server_certificate, coordinator.server_key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield f"https://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def test_an_invitation_that_ran_out_is_refused_in_words(coordinator, patients, tmp_path) -> None:
+    store = Store.open(coordinator)
+    facts = FederationFacts.of(coordinator, api_url=coordinator.api_url)
+    made = invite_site(store, facts, site="late", by="olga", lifetime=dt.timedelta(milliseconds=1))
+    store.close()
+    with pytest.raises(SurfaceError, match=r"invitation expired at .*ask the operator for another"):
+        fedtwin("site", "join", made.text, "--home", tmp_path / "late", "--data", patients)
+    cut = made.text[:-3]
+    with pytest.raises(SurfaceError, match="not whole"):
+        fedtwin("site", "join", cut, "--home", tmp_path / "cut", "--data", patients)
+    assert not (tmp_path / "cut").exists()
 
 
-def test_over_https_only_the_pinned_authority_is_believed(coordinator, https, tmp_path) -> None:
-    from dataclasses import replace
-
-    from server.certificates import make_certificates
-
-    url, asked = https
-    invitation = Invitation.parse(invite(coordinator, "riverside", "--url", url))
-    assert invitation.api_url == url
+def test_over_https_only_the_pinned_authority_is_believed(coordinator, patients, tmp_path) -> None:
+    invitation = Invitation.parse(invite(coordinator, "riverside", url=coordinator.public_url))
+    assert invitation.api_url == coordinator.public_url
+    assert invitation.api_url.startswith("https://")
     assert ask_federation(invitation).fingerprint == coordinator.ca_fingerprint
-    assert asked == ["GET /v1/federation"] * 2
-    asked.clear()
     other = make_certificates("mallory", ["127.0.0.1"]).ca_certificate.decode()
     with pytest.raises(JoinError, match="CERTIFICATE_VERIFY_FAILED"):
         send_card(invitation, {"name": "riverside"}, ca_certificate=other)
-    assert asked == []
     with pytest.raises(JoinError, match="somebody is in between"):
         ask_federation(replace(invitation, ca_fingerprint=":".join(["AB"] * 32)))
+    said = fedtwin("site", "join", invitation.text, "--home", tmp_path / "site", "--data", patients)
+    assert "waits for the operator's approval" in said
