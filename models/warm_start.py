@@ -111,7 +111,7 @@ def plan_fit(study: Study, anchor: Anchor) -> FitPlan:
     settings, noise, width = study.warm_start, max(anchor.noise_std, 1e-5), anchor.layout.width
     # Finer shapes where the noise lets them be seen; a step costs components x width^2.
     components = settings.components or int(
-        min(max(100.0, 15 / noise**0.5), 1_500.0, max(100.0, 4e9 / width**2))
+        min(max(100.0, 15 / noise**0.5), 1_500.0, max(100.0, 1e9 / width**2))
     )
     return FitPlan(
         components=components,
