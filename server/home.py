@@ -155,7 +155,9 @@ class CoordinatorHome:
                 _TEMPLATE.format(
                     name=toml_text(name),
                     database=toml_text(database),
-                    database_password_file=toml_text(str(database_password_file or "")),
+                    database_password_file=toml_text(
+                        str(database_password_file.resolve() if database_password_file else "")
+                    ),
                     api_host=toml_text(api_host),
                     api_port=api_port or free_port(),
                     gateway_host=toml_text(gateway_host),

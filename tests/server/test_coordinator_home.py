@@ -37,6 +37,26 @@ def test_a_database_url_is_kept_as_it_is(tmp_path: Path) -> None:
     assert CoordinatorHome.create(tmp_path / "two", database=absolute).database_url == absolute
 
 
+def test_a_databases_password_comes_from_its_file_and_is_never_shown(tmp_path: Path) -> None:
+    url, file = "postgresql+pg8000://u@db/fedtwin", tmp_path / "password"
+    with pytest.raises(HomeError, match="database_password_file cannot be read"):
+        CoordinatorHome.create(tmp_path / "lab", database=url, database_password_file=file)
+    file.write_text("a/b@c:d\n")
+    home = CoordinatorHome.create(tmp_path / "lab", database=url, database_password_file=file)
+    assert home.database_url == "postgresql+pg8000://u:a%2Fb%40c%3Ad@db/fedtwin"
+    assert "a%2Fb" not in repr(home)
+    assert "a/b" not in (home.path / "server.toml").read_text()
+    for wrong in ("postgresql://db/fedtwin", "postgresql://u:p@db/fedtwin"):
+        with pytest.raises(HomeError, match="a user and no password"):
+            CoordinatorHome.create(tmp_path / "two", database=wrong, database_password_file=file)
+
+
+def test_sites_dial_the_public_port_and_the_superlink_has_another(home: CoordinatorHome) -> None:
+    assert home.superlink_address == f"127.0.0.1:{home.gateway.port}"
+    assert home.public_url == f"https://127.0.0.1:{home.gateway.port}"
+    assert len({home.gateway.port, home.superlink_port, home.api_port}) == 3
+
+
 def test_no_secret_can_be_read_by_others(home: CoordinatorHome) -> None:
     assert home.path.stat().st_mode & 0o077 == 0
     keys = list((home.path / "keys").iterdir())

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
+import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -70,6 +74,10 @@ class Upstream:
             while not self.go_on.is_set():
                 await asyncio.sleep(0.02)
             await send({"type": "http.response.body", "body": b"second"})
+        elif path == "/v1/large":
+            for _ in range(64):
+                await send({"type": "http.response.body", "body": bytes(MEBIBYTE), "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
         elif path == "/v1/breaks":
             await send({"type": "http.response.body", "body": b"first", "more_body": True})
             raise RuntimeError("broken on purpose")
@@ -370,6 +378,38 @@ def test_clients_that_send_too_slowly_are_dropped(tmp_path: Path, monkeypatch: p
                 assert connection.recv(1) == b""
         head = b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nab"
         assert front.ask(head)[0] == 408
+
+
+def test_a_process_of_its_own_holds_no_body_in_memory(tmp_path: Path) -> None:
+    front = Front(tmp_path)
+    environment = {**os.environ, "FEDTWIN_HOME": str(front.home.path)}
+    process = subprocess.Popen([sys.executable, "-m", "server.gateway"], env=environment)
+
+    def peak_bytes() -> int:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+    try:
+        with serving(front.superlink_config()), serving(front.api_config()), front.client() as client:
+            deadline = time.monotonic() + 60
+            while check_gateway(front.home) is not None:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            client.post("/v1/fleet/push-object", content=bytes(MEBIBYTE))
+            before = peak_bytes()
+            size = client.post("/v1/fleet/push-object", content=(bytes(65_536) for _ in range(1024))).json()[
+                "size"
+            ]
+            assert size == 64 * MEBIBYTE
+            with client.stream("GET", "/v1/large") as answer:
+                pieces = answer.iter_raw()
+                size = len(next(pieces))
+                time.sleep(1.0)  # a client that takes its time
+                assert size + sum(map(len, pieces)) == 64 * MEBIBYTE
+            assert peak_bytes() - before < 16 * MEBIBYTE
+    finally:
+        process.terminate()
+        assert process.wait(30) in {0, -signal.SIGTERM}
 
 
 @pytest.mark.parametrize("missing", ["certs/ca.crt", "keys/server.key"])
