@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from client import join_command
+from client import check_command, join_command
 from client.opened import Home, open_home
 from privacy.cli.problem import say_problem
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     help="A hospital: create, check, start and stop a site; see what it spent.", no_args_is_help=True
 )
 join_command.add_commands(app)
+check_command.add_commands(app)
 
 
 @app.command()

@@ -65,7 +65,9 @@ def join(
     home: Home,
     invitation: Annotated[
         str,
-        typer.Argument(help="The line that the operator sent. Without it: ask again how the card stands."),
+        typer.Argument(
+            help="The line that the operator sent; asked for where absent. For a site that joined: how its card stands."
+        ),
     ] = "",
     data: Annotated[
         Path | None, typer.Option(help="Your patients: a .csv or .parquet file on this machine.")
@@ -80,11 +82,12 @@ def join(
     from client.joining import JoinError, ask_federation
     from privacy.invitation import Invitation, InvitationError
 
-    if not invitation:
+    if not invitation and home.exists():
         _ask_again(open_home(home))
         return
     if data is None:
         raise say_problem("name your patients' file: --data patients.csv")
+    invitation = invitation or typer.prompt("The invitation, one line")
     try:
         parsed = Invitation.parse(invitation)
         found = ask_federation(parsed)
