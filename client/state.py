@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from models.digests import digest_of
 from models.exchange import RoundReply
-from models.weights import decode_arrays, digest_of, encode_arrays
+from models.weights import decode_arrays, encode_arrays
 
 
 class LostReplyError(Exception):

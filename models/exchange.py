@@ -14,8 +14,9 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from models.digests import digest_of
 from models.study import Study
-from models.weights import decode_arrays, digest_of, encode_arrays
+from models.weights import decode_arrays, encode_arrays
 
 MessageKind = Literal["quote", "measure", "refine", "witness"]
 EMPTY_DIGEST = digest_of(b"")

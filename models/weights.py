@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 from safetensors import SafetensorError
@@ -29,8 +28,3 @@ def decode_arrays(data: bytes) -> dict[str, Tensor]:
         return dict(load(data))
     except (SafetensorError, ValueError, KeyError) as error:
         raise ArraysError(f"{len(data)} bytes are no safetensors record: {error}") from error
-
-
-def digest_of(data: bytes) -> str:
-    """`sha256:` and the hexadecimal SHA-256 of the bytes."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()

@@ -19,7 +19,9 @@ def check_epsilon(value: float, *, name: str = "epsilon") -> None:
 def check_delta(value: float, *, name: str = "delta") -> None:
     """Raise ValueError unless `value` lies in (0, 1)."""
     if not 0 < value < 1:
-        raise ValueError(f"{name} is {value!r}; it must lie strictly between 0 and 1, usually below 1/patients")
+        raise ValueError(
+            f"{name} is {value!r}; it must lie strictly between 0 and 1, usually below 1/patients"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.digests import digest_of
 from models.exchange import MessageKind, RoundReply, RoundRequest
 from models.moments import MomentLayout
 from models.refinement import aggregate, score
 from models.study import Study
 from models.warm_start import warm_start
-from models.weights import decode_arrays, digest_of, encode_arrays
+from models.weights import decode_arrays, encode_arrays
 from privacy.canonical import digest
 from privacy.merkle import LedgerVerificationError
 from privacy.receipt import decimal_text

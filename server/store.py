@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from models.weights import digest_of
+from models.digests import digest_of
 from privacy.signing import SigningKey
 from server.database import Database
 from server.errors import NotFoundError

@@ -90,7 +90,7 @@ def verify(
     ],
 ) -> None:
     """Check a cohort offline: its files, its certificate, and that the ledger has it. Needs no server."""
-    from models.weights import digest_of
+    from models.digests import digest_of
     from privacy.merkle import LedgerVerificationError
     from privacy.signing import SignatureError, VerifyKey
     from server.provenance import CERTIFICATE_FILE, verify_certificate

@@ -17,9 +17,10 @@ import torch
 from fastapi.testclient import TestClient
 from sqlalchemy import create_engine, text
 
+from models.digests import digest_of
 from models.generator import MixtureGenerator
 from models.study import Study
-from models.weights import digest_of, encode_arrays
+from models.weights import encode_arrays
 from privacy.canonical import digest
 from privacy.checkpoint import parse_checkpoint, witness
 from privacy.events import MechanismEvent

@@ -371,9 +371,14 @@ def test_clients_that_send_too_slowly_are_dropped(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(gateway_limits.TimedHeadProtocol, "head_seconds", 0.3)
     front = Front(tmp_path)
     with serving(front.superlink_config()), front.gateway():
-        silent, half = front.raw(), front.raw()
+        silent, half, second = front.raw(), front.raw(), front.raw()
         half.sendall(b"GET /v1/health HTTP/1.1\r\nHost")
-        for connection in (silent, half):
+        second.sendall(b"POST /v1/fleet/x HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        answer = http.client.HTTPResponse(second)
+        answer.begin()
+        assert answer.read()
+        second.sendall(b"POST /v1/fleet/x HTTP/1.1\r\nHost")  # and no more
+        for connection in (silent, half, second):
             with closing(connection), suppress(ConnectionError, ssl.SSLError):
                 assert connection.recv(1) == b""
         head = b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nab"
