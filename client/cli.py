@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from client import check_command, join_command
+from client import check_command, join_command, leave_command
 from client.opened import Home, open_home
 from privacy.cli.problem import say_problem
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 join_command.add_commands(app)
 check_command.add_commands(app)
+leave_command.add_commands(app)
 
 
 @app.command()

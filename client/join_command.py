@@ -181,7 +181,8 @@ def _ask_again(site: SiteHome) -> None:
         parsed = Invitation.parse(site.invitation_file.read_text())
     except FileNotFoundError:
         raise say_problem(
-            f"site {site.name!r} was not created from an invitation; give one: fedtwin site join INVITATION"
+            f"site {site.name!r} in {site.path.name} has no invitation to ask about; for another site choose another "
+            "--home"
         ) from None
     except InvitationError as error:
         raise say_problem(f"{site.invitation_file.name}: {error}") from None

@@ -107,11 +107,10 @@ def ask_federation(invitation: Invitation) -> Federation:
     Raises:
         JoinError: nobody answers, or it is not the coordinator that the operator invited to.
     """
-    _check_url(invitation.api_url)
-    told = Federation.from_dict(_call(invitation.api_url, None, "GET", "/v1/federation"))
+    told = Federation.from_dict(call(invitation.api_url, None, "GET", "/v1/federation"))
     _compare(told, invitation)
     if invitation.api_url.startswith("https:"):  # now that the authority is known, asked again under it
-        told = Federation.from_dict(_call(invitation.api_url, told.ca_certificate, "GET", "/v1/federation"))
+        told = Federation.from_dict(call(invitation.api_url, told.ca_certificate, "GET", "/v1/federation"))
         _compare(told, invitation)
     return told
 
@@ -122,9 +121,8 @@ def send_card(invitation: Invitation, card: Mapping[str, Any], *, ca_certificate
     Raises:
         JoinError: nobody answers, or the coordinator refuses, in its words.
     """
-    _check_url(invitation.api_url)
     body = {"invitation": invitation.identifier, "secret": invitation.secret, "card": dict(card)}
-    told = _call(invitation.api_url, ca_certificate, "POST", "/v1/enrolments", body)
+    told = call(invitation.api_url, ca_certificate, "POST", "/v1/enrolments", body)
     return Standing(state=str(told.get("state")), reason=str(told.get("reason", "")))
 
 
@@ -163,8 +161,8 @@ def _check_url(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme != "https" and not is_this_machine(parts.hostname):
         raise JoinError(
-            f"the invitation leads to {url}, which is not encrypted and not on this machine; ask the operator for "
-            "one that begins with https:// (`fedtwin server invite --url`)"
+            f"the coordinator's address is {url}, which is not encrypted and not on this machine; ask the operator "
+            "for one that begins with https:// (`fedtwin server invite --url`)"
         )
 
 
@@ -182,9 +180,17 @@ def _compare(told: Federation, invitation: Invitation) -> None:
         )
 
 
-def _call(
-    url: str, ca_certificate: str | None, method: str, path: str, body: Any = None
-) -> Mapping[str, Any]:
+def call(url: str, ca_certificate: str | None, method: str, path: str, body: Any = None) -> Mapping[str, Any]:
+    """Ask the coordinator's API.
+
+    Args:
+        url: encrypted, or this machine's own.
+        ca_certificate: see `open_client`.
+
+    Raises:
+        JoinError: nobody answers as a coordinator does, or it refuses, in its words.
+    """
+    _check_url(url)
     import httpx
 
     try:

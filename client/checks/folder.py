@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 from client.checks.result import CheckResult, failed, passed
 from client.guard import Guard
 from client.home import SiteHome
+from client.leaving import waiting_key_file
 from client.policy import PolicyError, load_policy
 from client.record import RecordError
 from privacy.signing import SignatureError
@@ -33,6 +34,10 @@ def check_keys(site: SiteHome) -> CheckResult:
             return failed("keys", "keys/node.pub does not belong to keys/node", RESTORE)
     except (OSError, SignatureError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         return failed("keys", f"a key cannot be used ({type(error).__name__})", RESTORE)
+    if waiting_key_file(site).exists():
+        return failed(
+            "keys", "a rotation of the receipt key was interrupted", "run fedtwin site rotate-keys again"
+        )
     return passed("keys", "there, and private to this user")
 
 

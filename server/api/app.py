@@ -12,7 +12,18 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from server.api import cohorts, health, invitations, ledger, problems, releases, runs, sites, studies
+from server.api import (
+    cohorts,
+    health,
+    invitations,
+    ledger,
+    problems,
+    releases,
+    runs,
+    site_word,
+    sites,
+    studies,
+)
 from server.api.limits import RequestLimits
 from server.api.starter import FlowerStarter, RunStarter
 from server.federation_facts import FederationFacts
@@ -99,7 +110,7 @@ def create_app(
     app.state.wrong_answers = invitations.WrongAnswers()
     problems.install(app)
     app.add_middleware(RequestLimits)
-    for feature in (studies, sites, invitations, runs, releases, cohorts, ledger, health):
+    for feature in (studies, sites, site_word, invitations, runs, releases, cohorts, ledger, health):
         app.include_router(feature.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

@@ -106,22 +106,31 @@ def test_a_site_is_invited_joins_waits_is_approved_and_in_the_ledger(coordinator
     fedtwin("server", "approve", "--home", coordinator.path, "lakeside", "--key", digits)
     assert "is enrolled" in fedtwin("site", "join", "--home", site)
 
+    checked = fedtwin("site", "check", "--home", site)
+    assert "Everything passed" in checked
+    assert "within 60 s of the coordinator's" in checked
+
     # Another site that got hold of the invitation.
     with pytest.raises(SurfaceError, match="used already, with another card"):
         fedtwin("site", "join", invitation, "--home", tmp_path / "thief", "--data", patients)
+
+    before = (site / "keys" / "site.pem").read_bytes()
+    assert "signs with" in fedtwin("site", "rotate-keys", "--home", site)
+    assert (site / "keys" / "site.pem").read_bytes() != before
+    fedtwin("site", "leave", "--home", site, "--yes")
+    assert "left" in fedtwin("server", "sites", "--home", coordinator.path)
 
     auditor = fedtwin(
         *("server", "key", "--home", coordinator.path, "--role", "auditor", "--name", "Anna")
     ).strip()
     read = {"headers": {"Authorization": f"Bearer {auditor}"}, "trust_env": False, "timeout": 30}
     entries = httpx.get(f"{coordinator.api_url}/v1/ledger/entries", **read)
-    assert "lakeside" in entries.text
+    kinds = [entry["kind"] for entry in entries.json()["items"]]
+    assert kinds == ["site-enrolled", "site-policy", "key-rotation", "site-left"]
     exported = httpx.get(f"{coordinator.api_url}/v1/ledger/export", **read)
     ledger = tmp_path / "ledger.zip"
     ledger.write_bytes(exported.content)
     fedtwin("audit", "verify", ledger, "--key", coordinator.verify_key.text)
-    fedtwin("server", "remove", "--home", coordinator.path, "lakeside")
-    assert "left" in fedtwin("server", "sites", "--home", coordinator.path)
 
 
 def test_an_interrupted_join_goes_on_where_it_was(coordinator, patients, tmp_path) -> None:

@@ -46,8 +46,14 @@ ROUTES = [
     ("GET", "/v1/ledger/export", {"operator", "auditor"}),
 ]
 
-# Everybody may ask; what they answer is held in tests/server/test_invitations.py.
-OPEN_ROUTES = {("GET", "/v1/health"), ("GET", "/v1/federation"), ("POST", "/v1/enrolments")}
+# Public, or taken on the word of a secret or of a site's signature (test_invitations.py, test_site_word.py).
+OPEN_ROUTES = {
+    ("GET", "/v1/health"),
+    ("GET", "/v1/federation"),
+    ("POST", "/v1/enrolments"),
+    ("POST", "/v1/sites/{name}/leave"),
+    ("POST", "/v1/sites/{name}/key"),
+}
 
 
 def test_the_table_of_routes_is_complete(api) -> None:
