@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from privacy.canonical import digest
-from privacy.ledger import Body, SiteEnrolled, SiteLeft, SitePolicy
+from privacy.ledger import Body, Entry, SiteEnrolled, SiteLeft, SitePolicy, encode_entry
 from privacy.signing import SignatureError, VerifyKey
 from server import ledger_store
 from server.errors import ConflictError, InvalidError, NotFoundError
@@ -100,7 +100,8 @@ class SiteCard:
                 "receipt_key", f"the key is named {key.name!r}, the site {self.name!r}; they must be equal"
             )
         try:
-            _ = self.entries, self.policy_digest
+            for body in self.entries:
+                encode_entry(Entry(body=body, logged_at="2000-01-01T00:00:00Z"))
         except (ValueError, TypeError) as error:
             raise InvalidError("site", f"the site's card cannot be used: {error}") from error
 

@@ -158,6 +158,12 @@ def test_a_key_or_name_of_another_site_is_refused_before_it_waits(store, facts, 
         answer(store, invite(store, facts), card(node=north.node_public_key))
 
 
+def test_a_card_that_no_ledger_entry_can_hold_never_waits(store, facts) -> None:
+    for policy in ({"columns": ["x" * 70_000]}, {"epsilon_total": float("nan")}, {"epsilon_total": 1.5}):
+        with pytest.raises(InvalidError, match="card cannot be used"):
+            dataclasses.replace(card(), policy=policy)
+
+
 def test_of_two_cards_at_once_one_waits(store, facts) -> None:
     invitation = invite(store, facts)
     outcomes: list[str] = []
