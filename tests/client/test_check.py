@@ -26,6 +26,8 @@ from client.checks.network import check_certificate, check_coordinator, check_na
 from client.cli import app
 from client.guard import Guard
 from client.home import SiteHome
+from client.joining import JoinError
+from client.leaving import rotate_receipt_key, waiting_key_file
 from client.policy import load_policy, policy_text
 from models.study import Study
 from privacy.events import MechanismEvent
@@ -200,6 +202,21 @@ def test_another_sites_node_key_is_found(site, tmp_path, certificates) -> None:
     other = create(tmp_path / "two", certificates, site.superlink_address)
     site.node_key.with_suffix(".pub").write_text(other.node_public_key)
     assert_todo(check_keys(site), "does not belong")
+
+
+def test_a_rotation_that_nobody_answered_leaves_the_old_key_and_goes_on_with_the_same_new_one(site) -> None:
+    settings = site.path / "site.toml"
+    settings.write_text(settings.read_text().replace('url = ""', 'url = "http://127.0.0.1:1"'))
+    away = SiteHome.open(site.path)
+    before, waiting = away.receipt_key_file.read_bytes(), []
+    for _ in range(2):
+        with pytest.raises(JoinError, match="nobody answers"):
+            rotate_receipt_key(away)
+        waiting.append(waiting_key_file(away).read_bytes())
+    assert away.receipt_key_file.read_bytes() == before
+    assert waiting[0] == waiting[1]
+    assert waiting_key_file(away).stat().st_mode & 0o777 == 0o600
+    assert_todo(check_keys(away), "a rotation of the receipt key was interrupted")
 
 
 def test_a_policy_that_cannot_be_used_is_found(site) -> None:
