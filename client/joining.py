@@ -6,7 +6,6 @@ invitation's secret goes out only over TLS under that authority, or to this mach
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from privacy.cli.proxies import is_this_machine
 from privacy.invitation import Invitation, ledger_key_digest
 
 if TYPE_CHECKING:
@@ -124,14 +124,6 @@ def send_card(invitation: Invitation, card: Mapping[str, Any], *, ca_certificate
     body = {"invitation": invitation.identifier, "secret": invitation.secret, "card": dict(card)}
     told = call(invitation.api_url, ca_certificate, "POST", "/v1/enrolments", body)
     return Standing(state=str(told.get("state")), reason=str(told.get("reason", "")))
-
-
-def is_this_machine(host: str | None) -> bool:
-    """Whether a host is the loopback interface by its name or number; nothing is looked up."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False
 
 
 def open_client(url: str, ca_certificate: str | None) -> httpx.Client:

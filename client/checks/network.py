@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from client.checks.result import CheckResult, failed, passed
 from client.home import SiteHome
-from client.joining import is_this_machine
+from privacy.cli.proxies import is_this_machine
 
 TIMEOUT_SECONDS = 10.0
 MAX_CLOCK_SECONDS = 60.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -26,3 +27,11 @@ def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
 def loopback_of(host: str) -> str:
     """Where a process on this machine reaches one that listens on `host`: a wildcard is no address to dial."""
     return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+
+
+def is_this_machine(host: str | None) -> bool:
+    """Whether a host is the loopback interface by its name or number; nothing is looked up."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False

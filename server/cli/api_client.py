@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import httpx
 import typer
 
 from privacy.cli.problem import say_problem
+from privacy.cli.proxies import is_this_machine
 
 Url = Annotated[
     str, typer.Option(envvar="FEDTWIN_URL", help="The coordinator's API, for example http://127.0.0.1:8000.")
@@ -17,6 +19,9 @@ Url = Annotated[
 Key = Annotated[
     str, typer.Option(envvar="FEDTWIN_KEY", help="Your API key; better in FEDTWIN_KEY than typed.")
 ]
+
+
+TIMEOUT_SECONDS = 180.0  # registering a study calibrates its noise, which takes a slow machine a while
 
 
 class ApiClient:
@@ -30,7 +35,11 @@ class ApiClient:
     def __init__(self, url: str, key: str) -> None:
         self._url = url.rstrip("/")
         self._http = httpx.Client(
-            base_url=f"{self._url}/v1", headers={"Authorization": f"Bearer {key}"}, timeout=60
+            base_url=f"{self._url}/v1",
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=TIMEOUT_SECONDS,
+            # A proxy is for other machines; a key for this one must not travel through it.
+            trust_env=not is_this_machine(urlsplit(self._url).hostname),
         )
 
     def get(self, path: str, **params: Any) -> Any:

@@ -13,7 +13,7 @@ from server.demo.surface import SHARED_CORES, fedtwin_command, poll
 
 READY_SECONDS = 120.0
 TAIL_LINES = 15
-_PARTS = {"server": ("superlink", "worker", "api", "jobs"), "site": ("supernode", "worker")}
+_PARTS = {"server": ("superlink", "worker", "api", "gateway", "jobs"), "site": ("supernode", "worker")}
 
 
 class DemoProcesses:
