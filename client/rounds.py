@@ -7,6 +7,7 @@ the same bytes and never a second release.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import traceback
 from collections.abc import Mapping
@@ -223,7 +224,7 @@ class SiteRounds:
             spend_delta=request.study.privacy.delta,
             policy_digest=guard.policy.digest,
             code_digest=code_digest(),
-            dataset_fingerprint=patients.fingerprint,
+            dataset_fingerprint=_within_run(patients.fingerprint, request.run),
             noise_source=self._noise.kind,
             nonce=request.nonce,
             issued_at=datetime.now(UTC),
@@ -251,3 +252,12 @@ class SiteRounds:
             file.write(
                 f"{datetime.now(UTC).isoformat(timespec='seconds')} study {request.study.name}: {text}\n"
             )
+
+
+def _within_run(fingerprint: str, run: str) -> str:
+    """A data fingerprint that cannot be compared with another run's.
+
+    Privacy: the keyed fingerprint alone would tell everybody whether the site's patients changed between two
+        runs, which no budget pays for. The site, which has the key, can still show which data a run used.
+    """
+    return "sha256:" + hashlib.sha256(f"{fingerprint}/{run}".encode()).hexdigest()

@@ -46,7 +46,8 @@ class Receipt:
         spend_delta: the delta it holds at.
         policy_digest: of the site's policy in force (`ledger.SitePolicy`).
         code_digest: of the code that ran.
-        dataset_fingerprint: keyed by a secret of the site: equal for equal data, meaningless to others.
+        dataset_fingerprint: keyed by a secret of the site and bound to the run: equal for equal data in one run,
+            meaningless to others; over several runs it would tell whether patients changed.
         noise_source: `NoiseSource.kind`; `aes-ctr` for the real one.
         nonce: unpredictable, from the request.
         issued_at: when, with its time zone; kept in UTC to the second.

@@ -15,6 +15,7 @@ from client.guard import Guard
 from client.policy import load_policy
 from models.exchange import RoundReply, RoundRequest
 from models.study import Study
+from privacy.receipt import open_receipt
 from server import ledger_store, round_records, runs, spends, studies
 from server.federation import SiteFailure
 from server.rounds import RoundFailedError, run_rounds
@@ -190,6 +191,22 @@ def test_no_answer_to_a_quote_can_stop_a_run(lab, study, spoil):
 
     run = _start(lab, study)
     assert run_rounds(Spoiling(lab.federation, "ash", None), lab.store, run) is not None
+
+
+def test_fingerprints_do_not_tell_whether_patients_changed_between_runs(lab, study):
+    seen = []
+    for name in ("one", "two"):
+        roomy = study.model_copy(update={"name": name})
+        run_rounds(lab.federation, lab.store, _start(lab, roomy))
+        entries = [stored.entry for stored in ledger_store.read_entries(lab.store)]
+        receipts = [
+            open_receipt(e.body.envelope, lab.sites["ash"].receipt_key().public)
+            for e in entries
+            if e.kind == "receipt" and '"ash' in str(e.body.envelope).replace("'", '"')
+        ]
+        seen.append({r.dataset_fingerprint for r in receipts if r.run == runs.list_runs(lab.store)[0].id})
+    assert len(seen[0]) == len(seen[1]) == 1
+    assert seen[0].isdisjoint(seen[1])
 
 
 def test_a_policy_that_changed_is_in_the_ledger_before_the_next_receipt(lab, study):
