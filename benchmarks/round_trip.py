@@ -28,7 +28,7 @@ from rich.table import Table
 from client.home import SiteHome
 from client.processes import site_processes
 from privacy.cli.supervisor import ProcessSpec, Supervisor
-from server.flower_adapter import Control
+from server.flower_control import Control
 from server.home import CoordinatorHome
 from server.processes import coordinator_processes
 

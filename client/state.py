@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from models.digests import digest_of
 from models.exchange import RoundReply
 from models.weights import decode_arrays, encode_arrays
+from privacy.cli.folders import write_durably
 
 
 class LostReplyError(Exception):
@@ -65,19 +65,3 @@ class SiteState:
         if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}", run) is None:
             raise ValueError(f"run is {run!r}; a run's identifier has letters, digits and hyphens only")
         return self._folder / run / f"round-{round_number:05d}.{what}"
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file so that after a crash it is either absent or whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".draft")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from client.state import write_durably
 from privacy.checkpoint import Checkpoint, open_checkpoint, witness
+from privacy.cli.folders import write_durably
 from privacy.merkle import LedgerVerificationError
 from privacy.signing import SigningKey, VerifyKey
 

@@ -15,8 +15,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from privacy.cli.folders import sync_folder
 from server.cohorts import CohortFile, Format
-from server.store import sync_folder
 
 STEM = "cohort"
 SYNTHETIC_KEY = b"fedtwin.synthetic"

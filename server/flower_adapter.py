@@ -14,30 +14,15 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.common.constant import ErrorCode, Status, SubStatus
-from flwr.common.serde import context_from_proto, fab_to_proto, run_from_proto, user_config_to_proto
-from flwr.proto.control_pb2 import (
-    ListNodesRequest,
-    ListRunsRequest,
-    RegisterNodeRequest,
-    StartRunRequest,
-    StopRunRequest,
-    UnregisterNodeRequest,
-)
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.common.serde import context_from_proto, run_from_proto
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest
 from flwr.serverapp import Grid
 from flwr.supercore.constant import TaskType
-from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.error import FlowerError
-from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.interceptors import (
@@ -45,7 +30,6 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.retry import exponential
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
@@ -53,7 +37,6 @@ from flwr.superlink.grid import http_grid
 
 from models.exchange import APP_REFUSED_CODE, MESSAGE_TYPES, RECORD_NAME, RoundReply, RoundRequest
 from privacy.cli.folders import write_private
-from server.bundle import digest_of_bundle
 from server.federation import SiteFailure
 from server.home import CoordinatorHome
 
@@ -72,138 +55,6 @@ _FAILURES: Mapping[int, tuple[str, str]] = {
 
 _deadline: ContextVar[float] = ContextVar("exchange_deadline", default=math.inf)
 _log = logging.getLogger(__name__)
-
-
-class ControlError(RuntimeError):
-    """The SuperLink refused, or does not answer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NodeStatus:
-    """A registered site as the SuperLink sees it.
-
-    Attributes:
-        node_id: Flower's name for it.
-        site: the name it was registered with.
-        status: `registered`, `online`, `offline` or `unregistered`.
-    """
-
-    node_id: int
-    site: str
-    status: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunStatus:
-    """A Flower run: `pending`, `starting`, `running`, `completed`, `failed` or `stopped`, and why."""
-
-    state: str
-    detail: str = ""
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing more will happen in it."""
-        return self.state in {SubStatus.COMPLETED, SubStatus.FAILED, SubStatus.STOPPED}
-
-
-class Control:
-    """The SuperLink's control interface on the coordinator's own machine. A context manager.
-
-    Raises (from every method):
-        ControlError: the SuperLink refused, or does not answer.
-    """
-
-    def __init__(self, home: CoordinatorHome) -> None:
-        self._home = home
-        self._client = ControlHttpClient.from_server_address(
-            server_address=f"127.0.0.1:{home.superlink_port}",
-            insecure=False,
-            root_certificates=home.ca_certificate.read_bytes(),
-            interceptors=[],
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
-
-    def start_run(self, run_config: Mapping[str, Any]) -> int:
-        """Start a run of this coordinator's app.
-
-        Args:
-            run_config: `{"run": ID}`; only keys that the app has.
-
-        Returns:
-            Flower's id of the run.
-        """
-        bundle = self._home.app_bundle.read_bytes()
-        request = StartRunRequest(
-            fab=fab_to_proto(Fab(digest_of_bundle(bundle), bundle, {})),
-            override_config=user_config_to_proto(dict(run_config)),
-        )
-        return int(self._call(self._client.StartRun, request).run_id)
-
-    def stop_run(self, run_id: int) -> bool:
-        """Stop a run; False when it had already ended."""
-        if self.run_status(run_id).finished:
-            return False
-        return bool(self._call(self._client.StopRun, StopRunRequest(run_id=run_id)).success)
-
-    def run_status(self, run_id: int) -> RunStatus:
-        """How a run stands."""
-        runs = self._call(self._client.ListRuns, ListRunsRequest(run_id=run_id)).run_dict
-        status = runs[run_id].status
-        state = status.sub_status if status.status == Status.FINISHED else status.status
-        return RunStatus(state=state, detail=status.details)
-
-    def register_site(self, name: str, node_public_key: str) -> int:
-        """Let a site's SuperNode in; the same name and key again changes nothing.
-
-        Args:
-            name: the site's name.
-            node_public_key: ECDSA key in OpenSSH's format (`ecdsa-sha2-nistp384 AAAA...`).
-
-        Returns:
-            Flower's id of the node.
-        """
-        key = load_ssh_public_key(node_public_key.encode())
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise ControlError(f"the node key of {name} is not an ECDSA key; send the site's keys/node.pub")
-        encoded = public_key_to_bytes(key)
-        for node in self._call(self._client.ListNodes, ListNodesRequest()).nodes_info:
-            if node.status != "unregistered" and node.public_key == encoded and node.name == name:
-                return int(node.node_id)
-        request = RegisterNodeRequest(public_key=encoded, name=name)
-        return int(self._call(self._client.RegisterNode, request).node_id)
-
-    def remove_site(self, node_id: int) -> None:
-        """Shut a node out."""
-        self._call(self._client.UnregisterNode, UnregisterNodeRequest(node_id=node_id))
-
-    def nodes(self) -> list[NodeStatus]:
-        """Every registered site."""
-        found = self._call(self._client.ListNodes, ListNodesRequest()).nodes_info
-        return [NodeStatus(node_id=int(one.node_id), site=one.name, status=one.status) for one in found]
-
-    def _call(self, method: Callable[[Any], Any], request: Any) -> Any:
-        try:
-            return method(request)
-        except httpx.HTTPStatusError as error:
-            known = FlowerError.from_json(error.response.text)
-            reason = known.message if known is not None else f"HTTP {error.response.status_code}"
-            raise ControlError(f"the SuperLink refused: {reason}") from error
-        except httpx.TransportError as error:
-            raise ControlError(
-                f"no SuperLink answers at 127.0.0.1:{self._home.superlink_port}; "
-                "start it with `fedtwin server up`"
-            ) from error
 
 
 class FlowerFederation:

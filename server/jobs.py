@@ -21,12 +21,13 @@ from models.generator import GeneratorError, MixtureGenerator
 from models.sampling import CohortSampler, RareConditionError
 from models.weights import decode_arrays
 from privacy.canonical import digest
+from privacy.cli.folders import write_durably
 from privacy.cli.supervisor import WORKER_READY
 from server import cohorts, ledger_store, provenance
 from server.cohorts import Claim, ClaimLostError, CohortFile
 from server.exports import CohortWriter
 from server.releases import get_release
-from server.store import Store, write_durably
+from server.store import Store
 from server.studies import get_study
 
 IDLE_SECONDS = 0.3

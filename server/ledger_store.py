@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from privacy.canonical import parse_canonical
 from privacy.checkpoint import Checkpoint, SignedCheckpoint, open_checkpoint, parse_checkpoint, sign_head
+from privacy.cli.folders import write_durably
 from privacy.export import write_export
 from privacy.ledger import Body, Entry, EntryError, decode_entry, encode_entry
 from privacy.merkle import (
@@ -29,7 +30,7 @@ from privacy.merkle import (
 )
 from privacy.signing import VerifyKey
 from server.errors import InvalidError, NotFoundError
-from server.store import Store, write_durably
+from server.store import Store
 from server.tables import CheckpointRow, LedgerEntryRow, SiteRow
 
 READ_AHEAD = 2000

@@ -7,14 +7,13 @@ and `keys` takes a store first. Files are written, synced and renamed before the
 from __future__ import annotations
 
 import datetime as dt
-import os
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from models.digests import digest_of
+from privacy.cli.folders import write_durably
 from privacy.signing import SigningKey
 from server.database import Database
 from server.errors import NotFoundError
@@ -121,27 +120,3 @@ class Store:
         if scheme != "sha256" or len(name) != 64 or not set(name) <= set("0123456789abcdef"):
             raise NotFoundError("file of digest", digest)
         return self.files / f"{name}.safetensors"
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a whole file so that it is either absent or complete, also after a power loss."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in that folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -53,7 +53,7 @@ class FlowerStarter:
 
     def start(self, run_id: str) -> str:
         """Start the round loop of a queued run; see `RunStarter`."""
-        from server.flower_adapter import Control, ControlError
+        from server.flower_control import Control, ControlError
 
         try:
             with Control(self._home) as control:
@@ -64,7 +64,7 @@ class FlowerStarter:
 
     def admit_sites(self) -> None:
         """Let nodes of enrolled sites in, and those of sites that left out; see `RunStarter`."""
-        from server.flower_adapter import Control, ControlError
+        from server.flower_control import Control, ControlError
 
         if not self._pending():
             return
@@ -89,7 +89,7 @@ class FlowerStarter:
 
     def end_orphans(self) -> None:
         """End the active run if the process that worked on it has ended without saying so."""
-        from server.flower_adapter import Control, ControlError
+        from server.flower_control import Control, ControlError
 
         run = runs.active_run(self._store)
         if run is None or run.flower_run_id is None:

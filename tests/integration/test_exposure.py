@@ -20,7 +20,7 @@ from client.home import SiteHome
 from client.processes import site_processes
 from privacy.cli.supervisor import Supervisor
 from server.certificates import Certificates, make_certificates
-from server.flower_adapter import Control, ControlError
+from server.flower_control import Control, ControlError
 from server.gateway_check import check_gateway
 from server.home import CoordinatorHome
 from server.processes import coordinator_processes

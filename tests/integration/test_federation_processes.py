@@ -20,7 +20,7 @@ import pytest
 from client.home import SiteHome
 from client.processes import site_processes
 from privacy.cli.supervisor import ProcessEvent, Supervisor
-from server.flower_adapter import Control, ControlError
+from server.flower_control import Control, ControlError
 from server.home import CoordinatorHome
 from server.processes import coordinator_processes
 

@@ -14,7 +14,13 @@ import pytest
 from privacy.cli.rooms import ROOMS, ForeignRoomError, check_rooms
 
 HOME = Path(__file__).resolve().parents[2]
-FLOWER_FILES = {"client/flower_adapter.py", "server/flower_adapter.py", "server/app.py", "server/bundle.py"}
+FLOWER_FILES = {
+    "client/flower_adapter.py",
+    "server/flower_adapter.py",
+    "server/flower_control.py",
+    "server/app.py",
+    "server/bundle.py",
+}
 OPACUS_FILES = {
     "privacy/dpsgd.py",
     "privacy/accounting.py",

@@ -13,7 +13,7 @@ from privacy.cli.supervisor import Supervisor
 from server import runs, sites
 from server.api.app import create_app
 from server.api.starter import FlowerStarter
-from server.flower_adapter import Control
+from server.flower_control import Control
 from server.home import CoordinatorHome
 from server.keys import create_key
 from server.processes import coordinator_processes
