@@ -24,7 +24,7 @@ from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, Pus
 from flwr.serverapp import Grid
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError, pull_objects
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -85,11 +85,7 @@ class FlowerFederation:
             if site not in node_ids
         }
         asked = [site for site in requests if site in node_ids]
-        messages = [
-            write_request(requests[site], node_id=node_ids[site], ttl_seconds=deadline_seconds)
-            for site in asked
-        ]
-        message_ids = list(self._grid.push_messages(messages)) if messages else []
+        message_ids = self._push(requests, {site: node_ids[site] for site in asked}, deadline)
         pending = {
             message_id: site for message_id, site in zip(message_ids, asked, strict=False) if message_id
         }
@@ -109,6 +105,25 @@ class FlowerFederation:
             reason = f"no reply within {deadline_seconds:g} s"
             results[site] = SiteFailure(code="timeout", reason=reason)
         return results
+
+    def _push(
+        self, requests: Mapping[str, RoundRequest], node_ids: Mapping[str, int], deadline: float
+    ) -> list[str | None]:
+        """Hand the requests to the SuperLink; one that was killed while it took a part is given them again.
+
+        A site may then be asked twice; it answers the same round with the same bytes.
+        """
+        while node_ids and (left := deadline - time.monotonic()) > 0:
+            messages = [
+                write_request(requests[site], node_id=node_id, ttl_seconds=left)
+                for site, node_id in node_ids.items()
+            ]
+            try:
+                return list(self._grid.push_messages(messages))
+            except ObjectPushError as error:
+                _log.warning("the SuperLink lost a request while it took it; asking again: %s", error)
+                self._sleep(_FIRST_POLL_SECONDS)
+        return [None] * len(node_ids)
 
     def _node_ids(self) -> dict[str, int]:
         return {node.name: int(node.node_id) for node in self._grid.get_nodes() if node.name}

@@ -12,7 +12,11 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    ObjectUnavailableError,
+)
 from flwr.supercore.task_identity import TaskIdentity
 
 from models.exchange import APP_REFUSED_CODE, RECORD_NAME, RoundReply, RoundRequest
@@ -225,3 +229,29 @@ def test_a_reply_that_is_announced_and_never_sent_does_not_outlast_the_deadline(
     finally:
         adapter._deadline.set(float("inf"))
     assert time.monotonic() - started < 3.0
+
+
+class ForgetfulGrid(DirectGrid):
+    """A SuperLink that is killed while it takes a part, so many times, and knows nothing of the session then."""
+
+    def __init__(self, answers: dict[str, Answer], times: int) -> None:
+        super().__init__(answers)
+        self.times = times
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        if self.times > 0:
+            self.times -= 1
+            raise ObjectPushError("part", 1, "session")
+        return super().push_messages(messages)
+
+
+def test_a_superlink_that_lost_a_request_while_it_took_it_is_given_it_again() -> None:
+    federation = FlowerFederation(ForgetfulGrid({"ash": echo("ash")}, times=2), sleep=lambda _seconds: None)
+    replies = federation.exchange({"ash": request("ash")}, deadline_seconds=5)
+    assert isinstance(replies["ash"], RoundReply)
+
+
+def test_a_superlink_that_never_takes_a_request_fails_its_sites_by_the_deadline_and_no_more() -> None:
+    federation = FlowerFederation(ForgetfulGrid({"ash": echo("ash")}, times=10**9))
+    replies = federation.exchange({"ash": request("ash")}, deadline_seconds=0.5)
+    assert replies["ash"] == SiteFailure(code="error", reason="the SuperLink did not take the request")
