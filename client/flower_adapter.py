@@ -60,6 +60,7 @@ _IDLE_PAUSE_SECONDS = 3.0
 _PAUSE_GROWTH = 1.15
 _PART_SECONDS = 0.05
 _LAST_PART_SECONDS = 2.0
+_PARTS_SECONDS = 30.0  # from a message's announcement to its last part; on the coordinator's own machine
 
 _log = logging.getLogger(__name__)
 
@@ -323,8 +324,13 @@ class _Pace:
 
 
 def _soon(pull: Callable[..., Any]) -> Callable[..., Any]:
-    """A message is announced before its parts are there: ask again soon, not after a second."""
-    return functools.partial(pull, initial_backoff=_PART_SECONDS, backoff_cap=_LAST_PART_SECONDS)
+    """A message is announced before its parts are there: ask again soon, not after a second, and not for ever.
+
+    A SuperLink that was killed while it took a message announces parts that will never come.
+    """
+    return functools.partial(
+        pull, initial_backoff=_PART_SECONDS, backoff_cap=_LAST_PART_SECONDS, max_time=_PARTS_SECONDS
+    )
 
 
 def _whole(receive: Callable[..., int | None]) -> Callable[..., int | None]:
