@@ -28,7 +28,7 @@ class InProcessFederation:
     """Sites as objects in this process; the messages still travel as bytes."""
 
     def __init__(self, rounds: Mapping[str, SiteRounds]) -> None:
-        self._rounds = rounds
+        self.sites = rounds
 
     def exchange(
         self, requests: Mapping[str, RoundRequest], *, deadline_seconds: float
@@ -36,7 +36,7 @@ class InProcessFederation:
         """Ask one site after the other."""
         replies: dict[str, RoundReply | SiteFailure] = {}
         for site, request in requests.items():
-            reply = self._rounds[site].handle(RoundRequest.decode(*request.encode()))
+            reply = self.sites[site].handle(RoundRequest.decode(*request.encode()))
             replies[site] = RoundReply.decode(*reply.encode())
         return replies
 

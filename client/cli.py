@@ -95,16 +95,11 @@ def _decide(home: Path, study: str, decision: Any, by: str, reason: str) -> None
 def up(home: Home) -> None:
     """Start the site and keep it running until Ctrl-C; logs are in the folder's logs/."""
     from client.processes import site_processes
-    from privacy.cli.supervisor import ProcessFailedError, Supervisor
+    from privacy.cli.serving import keep_running
 
     opened = open_home(home)
     typer.echo(f"Starting site {opened.name!r}; Ctrl-C stops it. Logs: {opened.logs}")
-    try:
-        Supervisor(site_processes(opened), opened.logs).run(
-            on_event=lambda event: typer.echo(f"{event.name}: {event.kind} {event.detail}".rstrip())
-        )
-    except ProcessFailedError as error:
-        raise say_problem(error) from None
+    keep_running(site_processes(opened), opened.logs)
 
 
 @app.command()

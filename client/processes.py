@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from client.home import SiteHome
-from privacy.cli.proxies import without_proxy
+from privacy.cli.serving import process_environment
 from privacy.cli.supervisor import WORKER_READY, ProcessSpec
 
 
 def site_processes(home: SiteHome) -> list[ProcessSpec]:
     """The SuperNode knows no data; the worker alone reads it, and only talks to the SuperNode."""
-    environment = {
-        **without_proxy(os.environ),
-        "FEDTWIN_HOME": str(home.path),
-        "FLWR_HOME": str(home.path / "flower"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "PYTHONUNBUFFERED": "1",
-        # Torch's threads spin while they wait; on busy cores a fit of seconds then takes many minutes.
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
+    environment = process_environment(home.path)
     return [
         ProcessSpec(
             name="supernode",

@@ -44,25 +44,36 @@ class Witness:
             proof begins at another checkpoint than the one seen last (the coordinator may then try again).
 
         Raises:
-            LedgerVerificationError: a wrong signature or another history. The note is kept as evidence.
+            LedgerVerificationError: a wrong signature, another history, or no
+                checkpoint at all. The note is kept as evidence.
         """
+        if not isinstance(shown, Mapping | None):
+            raise LedgerVerificationError(f"the checkpoint shown is a {type(shown).__name__}, not an object")
         seen = self.seen()
         size = 0 if seen is None else seen.size
         if shown is None or (seen is not None and shown.get("since") != size):
             return {"size": size, "signature": None}
-        note = str(shown["note"]).encode()
+        note = str(shown.get("note", "")).encode(errors="replace")
         try:
-            proof = [bytes.fromhex(part) for part in shown["proof"]]
             line = witness(
                 note,
                 self._key,
                 coordinator=self._coordinator,
                 seen=seen,
-                proof=proof,
+                proof=_read_proof(shown),
                 timestamp=int(time.time()),
             )
-        except (LedgerVerificationError, ValueError):
+        except LedgerVerificationError:
             write_durably(self._file.with_name(f"refused-{int(time.time())}.checkpoint"), note)
             raise
         write_durably(self._file, note)
         return {"size": open_checkpoint(note, self._coordinator).size, "signature": line}
+
+
+def _read_proof(shown: Mapping[str, Any]) -> list[bytes]:
+    try:
+        return [bytes.fromhex(part) for part in shown["proof"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise LedgerVerificationError(
+            f"the consistency proof cannot be read ({type(error).__name__})"
+        ) from error

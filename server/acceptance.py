@@ -49,7 +49,7 @@ def open_reply(request: RoundRequest, reply: RoundReply, *, site: str, key: Veri
     _same("receipt's nonce", receipt.nonce, request.nonce)
     _same("receipt's study digest", receipt.study_digest, request.study.digest)
     _same("receipt's base digest", receipt.base_digest, request.base_digest)
-    _same("receipt's policy digest", receipt.policy_digest, _digest_of_policy(reply))
+    _same("receipt's policy digest", receipt.policy_digest, digest_of_policy(reply))
     planned = MechanismEvent.from_dict(request.study.mechanism(request.study.phase_of(request.round)))
     _same("receipt's events", list(receipt.events), [planned])
     return receipt
@@ -110,7 +110,12 @@ def read_quote(reply: RoundReply) -> ReadQuote:
     return ReadQuote(spent=spent, projected=projected, cap=cap, reasons=() if ready else reasons)
 
 
-def _digest_of_policy(reply: RoundReply) -> str:
+def digest_of_policy(reply: RoundReply) -> str:
+    """The digest of the policy that a reply carries, as receipts name it.
+
+    Raises:
+        ReplyRejectedError: it is no JSON data.
+    """
     try:
         return digest(dict(reply.policy or {}))
     except (TypeError, ValueError) as error:

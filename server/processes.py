@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import sysconfig
 from pathlib import Path
 
-from privacy.cli.proxies import loopback_of, without_proxy
+from privacy.cli.proxies import loopback_of
+from privacy.cli.serving import process_environment
 from privacy.cli.supervisor import WORKER_READY, ProcessSpec
 from server.home import CoordinatorHome
 
 
 def coordinator_processes(home: CoordinatorHome) -> list[ProcessSpec]:
     """SuperLink, the worker that runs the round loop, the API, its public gateway, and the cohort worker."""
-    environment = {
-        **without_proxy(os.environ),
-        "FEDTWIN_HOME": str(home.path),
-        "FLWR_HOME": str(home.path / "flower"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "PYTHONUNBUFFERED": "1",
-        # Torch's threads spin while they wait; on busy cores a fit of seconds then takes many minutes.
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
+    environment = process_environment(home.path)
     superlink = Path(sysconfig.get_path("scripts")) / "flower-superlink"
     return [
         ProcessSpec(

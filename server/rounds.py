@@ -23,11 +23,10 @@ from models.refinement import aggregate, score
 from models.study import Study
 from models.warm_start import warm_start
 from models.weights import decode_arrays, encode_arrays
-from privacy.canonical import digest
 from privacy.merkle import LedgerVerificationError
 from privacy.receipt import decimal_text
 from server import ledger_store, round_records, runs, sites, studies
-from server.acceptance import ReplyRejectedError, check_update, open_reply, read_quote
+from server.acceptance import ReplyRejectedError, check_update, digest_of_policy, open_reply, read_quote
 from server.errors import ServerError
 from server.federation import Federation, SiteFailure
 from server.releases import Release
@@ -340,19 +339,15 @@ class RoundLoop:
             ReplyRejectedError, ServerError: it is no policy.
         """
         known = sites.get_site(self._store, site)
-        try:
-            policy = dict(reply.policy or {})
-            if digest(policy) == known.policy_digest:
-                return
-        except (TypeError, ValueError) as error:
-            raise ReplyRejectedError(f"the policy cannot be read ({type(error).__name__})") from error
+        if digest_of_policy(reply) == known.policy_digest:
+            return
         sites.enrol_site(
             self._store,
             name=site,
             title=known.title,
             receipt_key=known.receipt_key,
             node_public_key=known.node_public_key,
-            policy=policy,
+            policy=dict(reply.policy or {}),
         )
         self._say(f"{site} has changed its policy; the new one is in the ledger")
 

@@ -70,17 +70,12 @@ def init(
 @app.command()
 def up(home: Home) -> None:
     """Start the coordinator and keep it running until Ctrl-C; logs are in the folder's logs/."""
-    from privacy.cli.supervisor import ProcessFailedError, Supervisor
+    from privacy.cli.serving import keep_running
     from server.processes import coordinator_processes
 
     opened = open_home(home)
     typer.echo(f"Starting the coordinator {opened.name!r}; Ctrl-C stops it. Logs: {opened.logs}")
-    try:
-        Supervisor(coordinator_processes(opened), opened.logs).run(
-            on_event=lambda event: typer.echo(f"{event.name}: {event.kind} {event.detail}".rstrip())
-        )
-    except ProcessFailedError as error:
-        raise say_problem(error) from None
+    keep_running(coordinator_processes(opened), opened.logs)
 
 
 @app.command()

@@ -305,6 +305,25 @@ def test_too_few_patients_read_like_any_other_unreadiness(lab, study):
     assert "patients" not in said.split("ash:")[1].splitlines()[0]
 
 
+@pytest.mark.parametrize(
+    "shown",
+    [
+        "text",
+        {},
+        {"note": "no note", "since": 0, "proof": []},
+        {"note": "\ud800", "proof": [7]},
+        {"proof": ["zz"]},
+    ],
+)
+def test_no_checkpoint_makes_a_site_raise_or_sign(lab, study, shown):
+    request = RoundRequest(kind="witness", run="run-x", round=1, nonce="n", study=study, checkpoint={})
+    object.__setattr__(request, "checkpoint", shown)
+    reply = lab.federation.sites["ash"].handle(request)
+    assert reply.refusal is not None
+    assert reply.refusal.code == "request"
+    assert reply.witness is None
+
+
 def test_a_site_countersigns_no_second_history(lab, study):
     from privacy.checkpoint import Checkpoint, sign_checkpoint
 
