@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from privacy.bookkeeping import BookKeepingClip, GradientSums
 from privacy.events import MechanismEvent
-from privacy.mechanisms import public_grid, round_to_grid_
+from privacy.mechanisms import public_grid
 from privacy.module_checks import PerRecordLoss, refuse_mixing
 from privacy.noise import NoiseSource
 from privacy.opacus_hooks import OpacusHooksClip
@@ -107,12 +107,14 @@ class KeyedNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
         (sums, free_sums), self._sums = self._sums, None
         scale = self.noise_multiplier * self.max_grad_norm
         grid = public_grid(scale)
-        total = self._noise.normal((sums.flat.numel(),), scale=scale).to(sums.flat.device)
+        # In units of the grid, a power of two: exact, and it saves passes over all parameters.
+        total = self._noise.normal((sums.flat.numel(),), scale=scale / grid).to(sums.flat.device)
         piece = CACHED_NUMBERS if total.device.type == "cpu" else len(total)
         for part, exact, free in zip(
             *(torch.split(t, piece) for t in (total, sums.flat, free_sums.flat)), strict=True
         ):
-            round_to_grid_(part.add_(exact), grid).add_(free).div_(self._divisor)
+            part.add_(exact, alpha=1 / grid).round_()
+            part.mul_(grid / self._divisor).add_(free, alpha=1 / self._divisor)
         parts = torch.split(total.to(next(iter(sums.of)).dtype), [view.numel() for view in sums.of.values()])
         for p, part in zip(sums.of, parts, strict=True):
             p.grad = part.view_as(p).to(p.dtype)

@@ -90,17 +90,16 @@ class SystemNoise:
             done = 0
             while done < out.size:
                 if self._left == 0 and out.size - done >= BLOCK_NORMALS:
-                    self._fill(out[done : done + BLOCK_NORMALS])
+                    self._fill(out[done : done + BLOCK_NORMALS], scale)
                     done += BLOCK_NORMALS
                     continue
                 if self._left == 0:
-                    self._fill(self._ahead)
+                    self._fill(self._ahead, 1.0)
                     self._left = BLOCK_NORMALS
                 take = min(self._left, out.size - done)
-                out[done : done + take] = self._ahead[self._left - take : self._left]
+                np.multiply(self._ahead[self._left - take : self._left], scale, out=out[done : done + take])
                 self._left -= take
                 done += take
-        np.multiply(out, scale, out=out)
         return torch.from_numpy(out).reshape(tuple(shape))
 
     def uniform(self, n: int) -> Tensor:
@@ -129,11 +128,11 @@ class SystemNoise:
         with self._lock:
             self._check_process()
             out = np.empty(BLOCK_NORMALS, dtype=np.float64)
-            self._fill(out)
+            self._fill(out, 1.0)
             return self._stream[:BLOCK_NORMALS].copy(), out
 
-    def _fill(self, out: np.ndarray) -> None:
-        """Write BLOCK_NORMALS standard normals to `out`: sqrt(-2 ln u) times cos and sin of a uniform angle."""
+    def _fill(self, out: np.ndarray, scale: float) -> None:
+        """Write BLOCK_NORMALS normals to `out`: scale sqrt(-2 ln u) times cos and sin of a uniform angle."""
         bits = self._keystream()
         radius, angle = self._radius, self._angle
         # u = (k + 1/2) / 2^64 keeps 53 significant bits down to the smallest, so the tail reaches 9.5 sigma.
@@ -143,6 +142,7 @@ class SystemNoise:
         np.log(radius, out=radius)
         np.multiply(radius, -2.0, out=radius)
         np.sqrt(radius, out=radius)
+        np.multiply(radius, scale, out=radius)
         np.copyto(angle, bits[BLOCK_PAIRS:].view(np.int64), casting="unsafe")
         np.multiply(angle, math.pi * 2.0**-63, out=angle)
         # torch's sine and cosine are vectorised in float64, numpy's are not (2.7 against 8.3 ns each).
