@@ -9,11 +9,15 @@ Each random setting is composed by Opacus' PRV and dp-accounting's PLD, and once
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import multiprocessing
 import os
 import random
 import statistics
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -52,8 +56,9 @@ def random_events(source: random.Random, *, max_steps: int = 5000) -> list[Mecha
     ]
 
 
-def print_plans(console: Console) -> None:
+def print_plans(console: Console) -> list[dict[str, object]]:
     table = Table("events (delta 1e-5)", "PRV", "PLD", "apart", "both, s", "PRV, s", "PLD, s")
+    figures: list[dict[str, object]] = []
     spend_of([event(7.7, 1.0, 1)], delta=1e-5)  # imports
     for name, groups in PLANS.items():
         events = [event(*group) for group in groups]
@@ -67,7 +72,17 @@ def print_plans(console: Console) -> None:
             f"{spend.epsilon - spend.epsilon_pld:.4f}",
             *(f"{seconds:.2f}" for seconds in (both, prv, pld)),
         )
+        figures.append(
+            {
+                "plan": name,
+                "prv": spend.epsilon,
+                "pld": spend.epsilon_pld,
+                "seconds": both,
+                "over_prv": both / prv,
+            }
+        )
     console.print(table)
+    return figures
 
 
 def print_calibration(console: Console) -> None:
@@ -88,24 +103,51 @@ def print_calibration(console: Console) -> None:
     console.print(table)
 
 
-def check_settings(console: Console, num_settings: int, *, seed: int) -> int:
+@dataclass(frozen=True)
+class Checked:
+    """What one random setting gave; `apart` is None where it was refused or failed."""
+
+    seconds: float
+    apart: float | None = None
+    fall: float | None = None
+    failure: str = ""
+
+
+def check_setting(setting: tuple[list[MechanismEvent], float, MechanismEvent | None]) -> Checked:
+    """One setting: its events, delta, and for some one event more."""
+    events, delta, added = setting
+    started = time.perf_counter()
+    try:
+        spend = spend_of(events, delta=delta)
+        seconds = time.perf_counter() - started
+        fall = None if added is None else spend.epsilon - spend_of([*events, added], delta=delta).epsilon
+    except AccountingError as error:
+        told = "" if "beyond 100" in str(error) else str(error)
+        return Checked(time.perf_counter() - started, failure=told)
+    return Checked(seconds, apart=spend.epsilon - spend.epsilon_pld, fall=fall)
+
+
+def check_settings(console: Console, num_settings: int, *, seed: int, workers: int) -> dict[str, object]:
     source = random.Random(seed)
-    apart, seconds, refused, failures, falls = [], [], 0, [], []
-    for number in track(range(num_settings), "settings", console=console):
-        events = random_events(source)
-        delta = 10 ** source.uniform(-9, -4)
+    settings = []
+    for number in range(num_settings):
+        events, delta = random_events(source), 10 ** source.uniform(-9, -4)
         added = event(source.uniform(1, 100), 10 ** source.uniform(-3.5, 0), 1)
-        try:
-            elapsed, spend = timed(lambda events=events, delta=delta: spend_of(events, delta=delta))
-            apart.append(spend.epsilon - spend.epsilon_pld)
-            seconds.append(elapsed)
-            if number % 4 == 0:
-                falls.append(spend.epsilon - spend_of([*events, added], delta=delta).epsilon)
-        except AccountingError as error:
-            if "beyond 100" in str(error):
-                refused += 1
-            else:
-                failures.append(error)
+        settings.append((events, delta, added if number % 4 == 0 else None))
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        checked = list(
+            track(
+                pool.imap_unordered(check_setting, settings),
+                "settings",
+                total=num_settings,
+                console=console,
+            )
+        )
+    apart = [one.apart for one in checked if one.apart is not None]
+    seconds = sorted(one.seconds for one in checked if one.apart is not None)
+    falls = [one.fall for one in checked if one.fall is not None]
+    failures = [one.failure for one in checked if one.failure]
+    refused = num_settings - len(apart) - len(failures)
     console.print(
         f"{num_settings} random settings (seed {seed}): {refused} cost more than epsilon 100 and were refused"
     )
@@ -113,12 +155,20 @@ def check_settings(console: Console, num_settings: int, *, seed: int) -> int:
     console.print(f"PRV - PLD: smallest {min(apart):.5f}, largest {max(apart):.5f} (bound 0.02)")
     console.print(
         f"seconds per setting: median {statistics.median(seconds):.2f}, 95 % below "
-        f"{sorted(seconds)[math.ceil(0.95 * len(seconds)) - 1]:.2f}, largest {max(seconds):.2f}"
+        f"{seconds[math.ceil(0.95 * len(seconds)) - 1]:.2f}, largest {seconds[-1]:.2f}"
     )
     console.print(f"an event added ({len(falls)} times): epsilon fell by at most {max(0.0, *falls):.7f}")
-    for error in failures:
-        console.print(f"[red]{error}")
-    return 1 if failures else 0
+    for failure in failures:
+        console.print(f"[red]{failure}")
+    return {
+        "settings": num_settings,
+        "seed": seed,
+        "accounted": len(apart),
+        "refused": refused,
+        "failures": failures,
+        "apart": [min(apart), max(apart)],
+        "largest_fall": max(0.0, *falls),
+    }
 
 
 def timed(function):
@@ -133,11 +183,16 @@ def main() -> int:
     )
     parser.add_argument("--settings", type=int, default=100, help="random settings to check")
     parser.add_argument("--seed", type=int, default=20261122)
+    parser.add_argument("--workers", type=int, default=1, help="processes that the settings are spread over")
+    parser.add_argument("--json", type=Path, help="write the figures here as well")
     arguments = parser.parse_args()
     console = Console(width=120)
-    print_plans(console)
+    plans = print_plans(console)
     print_calibration(console)
-    return check_settings(console, arguments.settings, seed=arguments.seed)
+    found = check_settings(console, arguments.settings, seed=arguments.seed, workers=arguments.workers)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"plans": plans, "random": found}, indent=1))
+    return 1 if found["failures"] else 0
 
 
 if __name__ == "__main__":
