@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import rfc8785
+import torch
 from torch import Tensor
 
 from client.connectors import DataSourceError, PatientSource, open_source
+from client.connectors.image_records import ImageShape
+from client.connectors.image_source import open_images, table_of
 from client.encoded_tables import (
     SPILL_BYTES,
     CodesWriter,
@@ -23,7 +26,9 @@ from client.encoded_tables import (
 from client.home import SiteHome
 from models.encoding import TableEncoder
 from models.faults import FIRST_DATA_ROW, Fault, TableFaultsError
+from models.image_schema import ImageSchema
 from models.schema import StudySchema
+from models.study import Study
 from models.table import EncodedTable, one_hot
 from privacy.noise import NoiseSource, SystemNoise
 
@@ -32,6 +37,7 @@ def load_patients(
     site: SiteHome,
     schema: StudySchema,
     *,
+    image: ImageSchema | None = None,
     noise: NoiseSource | None = None,
     occasion: str = "",
     spill_bytes: int = SPILL_BYTES,
@@ -45,6 +51,7 @@ def load_patients(
     Args:
         site: whose data.
         schema: what they must fit.
+        image: the pictures that go with the rows, in a study that has them.
         noise: chooses the records of a patient who has too many, where the study says `sample`.
         occasion: for a database, what it is read once for, such as a run's identifier.
         spill_bytes: see above.
@@ -53,6 +60,8 @@ def load_patients(
         DataSourceError: the data cannot be read, or the site names a patient column that the study ignores.
         TableFaultsError: they do not fit the schema; lists row (or patient) and column of each fault.
     """
+    if image is not None:
+        return _load_images(site, schema, image, noise or SystemNoise())
     _check_patient_column(site, schema)
     source = open_source(site.data)
     stamp = source.stamp()
@@ -88,6 +97,21 @@ def _encode(
         return writer.finish(order, offsets)
 
 
+def _load_images(site: SiteHome, schema: StudySchema, image: ImageSchema, noise: NoiseSource) -> EncodedTable:
+    """Rows and their pictures, both in memory."""
+    records = open_images(site.data).read(ImageShape(size=image.size, channels=image.channels))
+    encoder = TableEncoder(schema)
+    try:
+        codes = torch.from_numpy(encoder.encode(table_of(records, schema)).astype(narrow_dtype(schema)))
+        order, offsets = encoder.group(lambda n: noise.uniform(n).numpy().astype(np.float64))
+    except TableFaultsError as error:
+        raise _naming_patients(error, list(records.patient_ids)) from None
+    images = torch.from_numpy(records.images)
+    if order is not None:
+        codes, images = codes[order], images[order]
+    return EncodedTable(codes=codes, patient_offsets=torch.from_numpy(offsets), images=images)
+
+
 def _naming_patients(error: TableFaultsError, names: list[str]) -> TableFaultsError:
     """The same faults with patients instead of rows that are in no file."""
     faults = [
@@ -112,8 +136,9 @@ def _check_patient_column(site: SiteHome, schema: StudySchema) -> None:
         )
 
 
-def _digest(schema: StudySchema) -> str:
-    return hashlib.sha256(rfc8785.dumps(schema.model_dump(mode="json"))).hexdigest()
+def _digest(schema: StudySchema, image: ImageSchema | None = None) -> str:
+    parts = [schema.model_dump(mode="json"), None if image is None else image.model_dump(mode="json")]
+    return hashlib.sha256(rfc8785.dumps(parts)).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,18 +162,19 @@ class PatientTables:
         self._noise = noise
         self._known: tuple[tuple[str, str], LoadedPatients] | None = None
 
-    def load(self, schema: StudySchema, *, run: str) -> LoadedPatients:
+    def load(self, study: Study, *, run: str) -> LoadedPatients:
         """The patients for a run. A database is read once per run.
 
         Raises:
             DataSourceError: see `load_patients`.
             TableFaultsError: see `load_patients`.
         """
-        source = open_source(self._site.data)
-        key = (_digest(schema), source.stamp() or f"run {run}")
+        schema, image = study.table, study.image
+        source = open_source(self._site.data) if image is None else open_images(self._site.data)
+        key = (_digest(schema, image), source.stamp() or f"run {run}")
         if self._known is None or self._known[0] != key:
             self._known = None  # before the next is read: two tables need not fit into memory
-            table = load_patients(self._site, schema, noise=self._noise, occasion=run)
+            table = load_patients(self._site, schema, image=image, noise=self._noise, occasion=run)
             if source.stamp() not in (None, key[1]):
                 raise DataSourceError(
                     "the data changed while they were read; wait until the export is complete"

@@ -105,7 +105,7 @@ class SiteRounds:
         guard = Guard(self._site.record_file, load_policy(self._site.policy_file))
         if not study.is_calibrated:
             raise RefusedError("request", f"study {study.name!r} has no noise multipliers; register it first")
-        patients = self._patients.load(study.table, run=request.run)
+        patients = self._patients.load(study, run=request.run)
         table, num_patients = patients.table, patients.table.num_patients
         if request.kind == "quote":
             return self._quote(request, guard, num_patients)
@@ -119,7 +119,7 @@ class SiteRounds:
             round=request.round,
             study_name=study.name,
             study_digest=study.digest,
-            columns=study.table.names,
+            columns=study.inputs,
             events=events,
             delta=study.privacy.delta,
             study_epsilon=study.privacy.epsilon,
@@ -142,7 +142,7 @@ class SiteRounds:
         quote = guard.quote(
             study_name=study.name,
             study_digest=study.digest,
-            columns=study.table.names,
+            columns=study.inputs,
             planned_events=planned,
             delta=study.privacy.delta,
             study_epsilon=study.privacy.epsilon,

@@ -13,7 +13,10 @@ import rfc8785
 from pydantic import Field, ValidationError, model_validator
 
 from models.frozen import Frozen
+from models.image_schema import ImageFitSettings, ImageSchema
 from models.schema import StudySchema
+
+IMAGES = "[images]"  # stands among a study's inputs for its pictures; no column has this name
 
 
 class StudyError(ValueError):
@@ -32,10 +35,13 @@ class MeasureSettings(Frozen):
 
     Attributes:
         budget_share: the part of epsilon that this phase may cost on its own, in (0, 1]; 1 with no refinement.
+        table_share: in a study with images, the table's part of the squared sensitivity; the pictures have the
+            rest.
         noise_multiplier: filled in by calibration when the study is registered.
     """
 
     budget_share: float = Field(default=1.0, gt=0, le=1)
+    table_share: float = Field(default=0.1, gt=0, lt=1)
     noise_multiplier: float | None = Field(default=None, gt=0)
 
 
@@ -49,6 +55,7 @@ class WarmStartSettings(Frozen):
         shrinkage: multiple of the penalty, set by the noise, on what a component tells of the columns (their
             mutual information); it keeps noise from being fitted.
         label_weight: weight of pairs with the label column.
+        image: how the pictures' generator is fitted, in a study that has them.
     """
 
     components: int = Field(default=0, ge=0, le=20_000)
@@ -56,6 +63,7 @@ class WarmStartSettings(Frozen):
     learning_rate: float = Field(default=0.1, gt=0)
     shrinkage: float = Field(default=1.0, ge=0)
     label_weight: float = Field(default=1.0, gt=0)
+    image: ImageFitSettings = ImageFitSettings()
 
 
 class RefineSettings(Frozen):
@@ -112,9 +120,9 @@ class Study(Frozen):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{1,62}$")
     title: str = ""
     description: str = ""
-    modality: Literal["table"] = "table"
     privacy: PrivacySettings
     table: StudySchema
+    image: ImageSchema | None = None
     measure: MeasureSettings = MeasureSettings()
     warm_start: WarmStartSettings = WarmStartSettings()
     refine: RefineSettings = RefineSettings()
@@ -131,10 +139,24 @@ class Study(Frozen):
         return 1 + self.refine.rounds
 
     @property
+    def modality(self) -> Literal["table", "table and image"]:
+        """What a synthetic patient consists of."""
+        return "table" if self.image is None else "table and image"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What a site is asked to open: the table's columns, and `IMAGES` where there are pictures."""
+        return self.table.names if self.image is None else (*self.table.names, IMAGES)
+
+    @property
     def sensitivity(self) -> float:
-        """L2 norm of what one patient adds to the measured moments: sqrt(K(K+1)/2) for K columns."""
+        """L2 norm of what one patient adds to the measured vector: sqrt(K(K+1)/2) for K columns.
+
+        Pictures are measured beside the columns; these keep `measure.table_share` of the squared norm.
+        """
         columns = len(self.table.columns)
-        return math.sqrt(columns * (columns + 1) / 2)
+        share = 1.0 if self.image is None else self.measure.table_share
+        return math.sqrt(columns * (columns + 1) / 2 / share)
 
     def phase_of(self, round_number: int) -> Literal["measure", "refine"]:
         """Which phase a round (from 1) belongs to."""
@@ -219,6 +241,24 @@ class Study(Frozen):
             return cls.from_dict(tomllib.loads(text))
         except tomllib.TOMLDecodeError as error:
             raise StudyError(f"the study definition is not TOML: {error}") from error
+
+    @model_validator(mode="after")
+    def _images(self) -> Study:
+        if IMAGES in self.table.names:
+            raise ValueError(f"table: a column is called {IMAGES!r}, which stands for pictures; rename it")
+        if self.image is None:
+            return self
+        self.image.columns_in(self.table)  # names what is wrong
+        if self.table.patient_id is None:
+            raise ValueError(
+                "table.patient_id is missing: in a study with images it names the patient that an image is of, "
+                "so that several images of one patient count as one"
+            )
+        if self.refine.rounds:
+            raise ValueError(
+                f"refine.rounds is {self.refine.rounds}; a study with images has none yet, so set 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _phases(self) -> Study:

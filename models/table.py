@@ -17,10 +17,12 @@ class EncodedTable:
         codes: (R, K), level of each column: int64, or uint8 or int16 where a site keeps a large table. Make a
             part of it int64 (`.long()`) before any arithmetic: narrow integers wrap around silently.
         patient_offsets: (P + 1,) int64; patient i has the records from offset i to offset i + 1.
+        images: (R, C, H, W) uint8, the picture of each record, in a study with images.
     """
 
     codes: Tensor
     patient_offsets: Tensor
+    images: Tensor | None = None
 
     def __post_init__(self) -> None:
         offsets = self.patient_offsets
@@ -32,6 +34,14 @@ class EncodedTable:
         if offsets[0] != 0 or offsets[-1] != len(self.codes) or bool((offsets.diff() < 1).any()):
             raise ValueError(
                 "patient_offsets must rise from 0 to the number of records, each patient with one"
+            )
+        images = self.images
+        if images is not None and (
+            images.ndim != 4 or len(images) != len(self.codes) or images.dtype != torch.uint8
+        ):
+            raise ValueError(
+                f"images must be ({len(self.codes)}, C, H, W) uint8, one for each record; found "
+                f"{tuple(images.shape)} {images.dtype}"
             )
 
     @property
@@ -50,7 +60,8 @@ class EncodedTable:
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         within = torch.arange(int(offsets[-1])) - offsets[:-1].repeat_interleave(counts)
         rows = self.patient_offsets[patients].repeat_interleave(counts) + within
-        return EncodedTable(codes=self.codes[rows], patient_offsets=offsets)
+        images = None if self.images is None else self.images[rows]
+        return EncodedTable(codes=self.codes[rows], patient_offsets=offsets, images=images)
 
     def one_record_each(self, patients: Tensor, uniforms: Tensor) -> Tensor:
         """One record of each patient: (B, K) int64 codes.

@@ -59,13 +59,6 @@ class ImageRecords:
         if not all(name.strip() for name in self.patient_ids):
             raise ValueError("an image does not say whose it is")
 
-    def by_patient(self) -> tuple[np.ndarray, np.ndarray]:
-        """The order that puts each patient's images together (N,), and where each patient begins (P + 1,)."""
-        numbers: dict[str, int] = {}
-        patients = np.array([numbers.setdefault(name.strip(), len(numbers)) for name in self.patient_ids])
-        counts = np.bincount(patients, minlength=len(numbers))
-        return np.argsort(patients, kind="stable"), np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-
 
 def read_images(data: DataSource, shape: ImageShape) -> ImageRecords:
     """Read a site's images.

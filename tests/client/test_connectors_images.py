@@ -58,9 +58,6 @@ def test_a_manifest_says_whose_an_image_is_and_more(tmp_path):
     found = read_images(data, SHAPE)
     assert found.patient_ids == ("p1", "p2", "p1")
     assert found.attributes == {"sex": ("f", "m", "f")}
-    order, offsets = found.by_patient()
-    assert order.tolist() == [0, 2, 1]
-    assert offsets.tolist() == [0, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from models.encoding import TableEncoder, encode_table
 from models.faults import TableFaultsError
 from models.moments import MomentLayout
 from models.schema import StudySchema
+from models.study import PrivacySettings, Study
 from privacy.noise import SystemNoise
 from privacy.signing import SigningKey
 
@@ -48,6 +49,10 @@ def schema_with(**settings) -> StudySchema:
             **settings,
         }
     )
+
+
+def study() -> Study:
+    return Study(name="made-up", privacy=PrivacySettings(epsilon=1.0, delta=1e-5), table=schema_with())
 
 
 @pytest.fixture
@@ -192,10 +197,10 @@ def test_a_declared_patient_column_that_the_study_ignores_is_refused(site):
 
 def test_tables_are_read_again_only_when_the_data_changed(site, table):
     tables = PatientTables(site, SystemNoise())
-    first = tables.load(schema_with(), run="run-1")
-    assert tables.load(schema_with(), run="run-2") is first
+    first = tables.load(study(), run="run-1")
+    assert tables.load(study(), run="run-2") is first
     table.head(10).to_csv(site.data.path, index=False)
-    second = tables.load(schema_with(), run="run-2")
+    second = tables.load(study(), run="run-2")
     assert second.table.num_records == 10
     assert second.fingerprint != first.fingerprint
 
@@ -208,12 +213,12 @@ def test_a_database_is_read_once_per_run_and_leaves_nothing_otherwise(site, tabl
     data = TypeAdapter(DataSettings).validate_python(settings).within(site.path)
     object.__setattr__(site, "data", data)
     tables = PatientTables(site, SystemNoise())
-    first = tables.load(schema_with(), run="run-1")
+    first = tables.load(study(), run="run-1")
     with engine.begin() as connection:
         connection.execute(sa.text("DELETE FROM patients WHERE age > 50"))
     engine.dispose()
-    assert tables.load(schema_with(), run="run-1") is first
-    second = tables.load(schema_with(), run="run-2")
+    assert tables.load(study(), run="run-1") is first
+    second = tables.load(study(), run="run-2")
     assert second.table.num_records == (table["age"] <= 50).sum()
     assert second.fingerprint != first.fingerprint
     load_patients(site, schema_with(), occasion="run-2", spill_bytes=100)
