@@ -10,13 +10,14 @@ from __future__ import annotations
 import datetime as dt
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from models.conditions import ConditionError, parse_conditions
+from models.schema import StudySchema
 from privacy.canonical import CanonicalError, digest
 from privacy.ledger import CohortDrawn
 from server import ledger_store
@@ -31,8 +32,9 @@ MAX_SEED = 2**53 - 1
 MAX_CONDITIONS = 100
 MAX_ATTEMPTS = 3
 CLAIM_TIME = dt.timedelta(seconds=60)
-Format = Literal["csv", "parquet"]
-FORMATS: tuple[Format, ...] = ("csv", "parquet")
+Format = Literal["csv", "parquet", "jsonl", "fhir", "omop", "png", "dicom", "zip"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+DEFAULT_FORMATS: tuple[Format, ...] = ("csv", "parquet")
 OPEN_STATES = ("queued", "running")
 
 
@@ -49,14 +51,16 @@ class CohortRequest:
         num_patients: 1 to 10 million.
         seed: the same release, seed, number and conditions give the same bytes; None: one is drawn.
         conditions: all must hold; texts or objects as `models.conditions` reads them.
-        formats: at least one of `FORMATS`.
+        columns: names of those wanted, in the schema's order; none: all. They change no draw.
+        formats: of `FORMATS`, at least one other than `zip`, which packs the others' files.
     """
 
     release: str
     num_patients: int
     seed: int | None = None
     conditions: tuple[str | Mapping[str, Any], ...] = ()
-    formats: tuple[Format, ...] = FORMATS
+    columns: tuple[str, ...] = ()
+    formats: tuple[Format, ...] = DEFAULT_FORMATS
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_patients <= MAX_PATIENTS:
@@ -69,6 +73,10 @@ class CohortRequest:
         if not self.formats or not set(self.formats) <= set(FORMATS):
             raise InvalidError(
                 "formats", f"formats is {list(self.formats)}; name at least one of {list(FORMATS)}"
+            )
+        if set(self.formats) == {"zip"}:
+            raise InvalidError(
+                "formats", "formats is ['zip']; it packs the files of other formats: name at least one more"
             )
         if len(self.conditions) > MAX_CONDITIONS:
             raise InvalidError(
@@ -83,6 +91,7 @@ class CohortRequest:
             "num_patients": self.num_patients,
             "seed": self.seed,
             "conditions": list(self.conditions),
+            "columns": list(self.columns),
             "formats": sorted(set(self.formats)),
         }
 
@@ -145,19 +154,26 @@ def create_cohort(
     Raises:
         NotFoundError: no such release.
         ConflictError: the release is not published.
-        InvalidError: a condition that cannot be read, or the idempotency key stands for another request.
+        InvalidError: a condition that cannot be read, an unknown column, a format that this release cannot be given
+            in, or the idempotency key stands for another request.
     """
+    from server.exports.context import ExportContext  # exports speak of requests
+    from server.exports.formats import chosen_formats
+
     release = get_release(store, request.release)
     if release.state != "published":
         raise ConflictError(
             f"release {release.digest} is {release.state}; cohorts are drawn from published ones"
         )
+    study = get_study(store, release.study).study
+    request = replace(request, columns=_in_order(request.columns, study.table))
     asked = request.to_dict()
     try:
-        parse_conditions(request.conditions, get_study(store, release.study).study.table)
+        parse_conditions(request.conditions, study.table)
         digest(asked)
     except (ConditionError, CanonicalError) as error:
         raise InvalidError("conditions", str(error)) from error
+    chosen_formats(request.formats, ExportContext.of(release, study, request))
     with store.database.write() as session:
         if idempotency_key is not None:
             store.database.lock(session, "cohorts")
@@ -333,6 +349,15 @@ def complete_in(store: Store, row: CohortRow, certificate: Mapping[str, Any]) ->
     _end(store, row, "completed", "")
 
 
+def _in_order(columns: tuple[str, ...], schema: StudySchema) -> tuple[str, ...]:
+    unknown = sorted(set(columns) - set(schema.names))
+    if unknown:
+        raise InvalidError(
+            "columns", f"there is no column {unknown[0]!r}; the columns are {list(schema.names)}"
+        )
+    return tuple(name for name in schema.names if name in columns)
+
+
 def _unclaimed(store: Store) -> ColumnElement[bool]:
     return (CohortRow.state == "queued") | (
         (CohortRow.state == "running") & (CohortRow.claimed_until < store.clock())
@@ -368,6 +393,7 @@ def _cohort(row: CohortRow) -> Cohort:
             num_patients=row.num_patients,
             seed=row.request["seed"],
             conditions=tuple(asked["conditions"]),
+            columns=tuple(asked["columns"]),
             formats=tuple(asked["formats"]),
         ),
         state=row.state,

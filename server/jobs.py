@@ -25,7 +25,9 @@ from privacy.cli.folders import write_durably
 from privacy.cli.supervisor import WORKER_READY
 from server import cohorts, ledger_store, provenance
 from server.cohorts import Claim, ClaimLostError, CohortFile
-from server.exports import CohortWriter
+from server.exports.context import ExportContext
+from server.exports.formats import chosen_formats
+from server.exports.writer import CohortWriter
 from server.releases import get_release
 from server.store import Store
 from server.studies import get_study
@@ -84,7 +86,10 @@ def make_cohort(store: Store, claim: Claim) -> None:
         raise RuntimeError(f"release {release.digest} holds no generator of its study: {error}") from error
     sampler = CohortSampler(generator, study.table, request.conditions)
     folder = store.cohorts / cohort.id
-    with CohortWriter(folder, request.formats, release=release.digest, token=claim.token) as writer:
+    context = ExportContext.of(release, study, request)
+    formats = chosen_formats(request.formats, context)
+    packed = "zip" in request.formats
+    with CohortWriter(folder, formats, context, packed=packed, token=claim.token) as writer:
         done = 0
         for chunk in sampler.chunks(request.num_patients, seed=request.seed or 0):
             writer.write(chunk)

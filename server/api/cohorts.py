@@ -16,7 +16,7 @@ from server.api.auth import OperatorOrResearcher, StoreDep
 from server.api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
 from server.api.problems import ProblemError, responses
 from server.api.releases import visible_release
-from server.cohorts import MAX_CONDITIONS, MAX_PATIENTS, MAX_SEED, Cohort, Format
+from server.cohorts import FORMATS, MAX_CONDITIONS, MAX_PATIENTS, MAX_SEED, Cohort, Format
 from server.errors import NotFoundError
 from server.keys import ApiKey
 from server.provenance import CERTIFICATE_FILE, certificate_bytes
@@ -54,7 +54,12 @@ class CohortIn(BaseModel):
         description="All must hold: texts such as `age >= 60 and sex == 'female'`, or objects such as "
         '`{"column": "age", "op": ">=", "value": 60}`.',
     )
-    formats: list[Format] = Field(default=["csv", "parquet"], min_length=1, max_length=2)
+    columns: list[str] = Field(
+        default=[],
+        max_length=4096,
+        description="Names of the columns wanted; none: all. They change no draw.",
+    )
+    formats: list[Format] = Field(default=["csv", "parquet"], min_length=1, max_length=len(FORMATS))
 
 
 class FileOut(BaseModel):
@@ -77,6 +82,7 @@ class CohortOut(BaseModel):
     num_patients: int
     seed: int
     conditions: list[str | dict[str, Any]]
+    columns: list[str] = Field(description="Those asked for; none: all.")
     formats: list[str]
     percent: float = Field(ge=0, le=100)
     patients_done: int
@@ -119,6 +125,7 @@ def create_cohort(
         num_patients=wanted.num_patients,
         seed=wanted.seed,
         conditions=tuple(conditions[: MAX_CONDITIONS + 1]),
+        columns=tuple(wanted.columns),
         formats=tuple(wanted.formats),
     )
     cohort = cohorts.create_cohort(store, request, owner=key.owner, idempotency_key=idempotency_key)
@@ -151,7 +158,7 @@ def cancel_cohort(cohort_id: str, key: OperatorOrResearcher, store: StoreDep) ->
 
 
 @router.get(
-    "/{cohort_id}/files/{name}",
+    "/{cohort_id}/files/{name:path}",
     summary="Download a file",
     response_class=Response,
     responses={
@@ -222,6 +229,7 @@ def _out(store: Store, cohort: Cohort) -> CohortOut:
         num_patients=cohort.request.num_patients,
         seed=cohort.request.seed or 0,
         conditions=json.loads(json.dumps(list(cohort.request.conditions))),
+        columns=list(cohort.request.columns),
         formats=list(cohort.request.formats),
         percent=round(cohort.percent, 1),
         patients_done=cohort.patients_done,

@@ -57,7 +57,7 @@ def test_a_cohort_becomes_files_with_a_certificate_that_verifies_offline(api, st
         again = api.get("researcher", file["url"], headers={"If-None-Match": answer.headers["etag"]})
         assert again.status_code == 304
         got[file["name"]] = answer.content
-    assert set(got) == {"cohort.csv", "cohort.parquet", "certificate.json"}
+    assert set(got) == {"cohort.csv", "cohort.parquet", "dictionary.json", "certificate.json"}
     part = api.get("researcher", f"{path}/files/cohort.csv", headers={"Range": "bytes=10-19"})
     assert (part.status_code, part.content) == (206, got["cohort.csv"][10:20])
     folder = store.cohorts / done["id"]
@@ -270,7 +270,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(own_home) -> None:
     assert jobs.make_next(later)
     done = cohorts.get_cohort(store, made.id)
     assert (done.state, done.attempts) == ("completed", 2)
-    assert set(_files(store, made.id)) == {"cohort.csv", "certificate.json"}
+    assert set(_files(store, made.id)) == {"cohort.csv", "dictionary.json", "certificate.json"}
     undisturbed = cohorts.create_cohort(store, request, owner="rita")
     jobs.make_next(store)
     assert cohorts.get_cohort(store, undisturbed.id).files[0].sha256 == done.files[0].sha256
