@@ -29,7 +29,7 @@ from client.witness import Witness
 from models.discriminator import Discriminator
 from models.exchange import Refusal, RoundReply, RoundRequest
 from models.faults import TableFaultsError
-from models.moments import MomentLayout
+from models.measurement import Measurement
 from models.refinement import refine_generator
 from models.table import EncodedTable
 from privacy.dpsgd import DiscriminatorTrainer
@@ -163,11 +163,14 @@ class SiteRounds:
         )
 
     def _measure(self, request: RoundRequest, table: EncodedTable) -> dict[str, Tensor]:
-        layout = MomentLayout.of(request.study.table)
+        measurement = Measurement.of(request.study)
         multiplier = request.study.measure.noise_multiplier
         assert multiplier is not None  # is_calibrated was checked
         noisy = release_sum(
-            layout.sum(table), max_norm=layout.sensitivity, noise_multiplier=multiplier, noise=self._noise
+            measurement.sum(table),
+            max_norm=measurement.sensitivity,
+            noise_multiplier=multiplier,
+            noise=self._noise,
         )
         return {"moments": noisy}
 

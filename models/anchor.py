@@ -48,13 +48,9 @@ class Anchor:
         """
         if not bool(torch.isfinite(noisy_sum).all()):
             raise AnchorError("the summed moments hold a value that is not finite")
-        # Each column's levels sum to the patients; the estimate's variance is smallest weighted by 1/levels.
-        one_way = noisy_sum[: layout.width].double() / layout.scale
-        totals = torch.stack([part.sum() for part in one_way.split(layout.cardinalities)])
-        precision = 1 / torch.tensor(layout.cardinalities, dtype=torch.float64)
-        num_patients = float((totals * precision).sum() / precision.sum())
+        num_patients = estimated_patients(layout, noisy_sum)
         count_std = noise_std / layout.scale
-        if num_patients <= max(1.0, 3 * count_std / float(precision.sum()) ** 0.5):
+        if num_patients <= max(1.0, 3 * count_std / _precision(layout).sum().item() ** 0.5):
             raise AnchorError(
                 f"the moments tell of {num_patients:.0f} patients, within the noise of none "
                 f"(standard deviation of a count: {count_std:.0f}); more patients or a larger epsilon are needed"
@@ -122,3 +118,18 @@ class Anchor:
             extra = off.one_way[own].square().sum() + off.interactions[own].square().sum()
             total = total + (label_weight - 1) * extra
         return total
+
+
+def estimated_patients(layout: MomentLayout, noisy_sum: Tensor) -> float:
+    """How many patients a summed vector (size,) tells of.
+
+    Each column's levels sum to the patients; the estimate's variance is smallest weighted by 1/levels.
+    """
+    one_way = noisy_sum[: layout.width].double() / layout.scale
+    totals = torch.stack([part.sum() for part in one_way.split(layout.cardinalities)])
+    precision = _precision(layout)
+    return float((totals * precision).sum() / precision.sum())
+
+
+def _precision(layout: MomentLayout) -> Tensor:
+    return 1 / torch.tensor(layout.cardinalities, dtype=torch.float64)

@@ -6,7 +6,7 @@ leave the site.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,7 @@ __all__ = [
     "Fault",
     "TableEncoder",
     "TableFaultsError",
+    "codes_of",
     "decode_table",
     "encode_table",
     "one_hot",
@@ -170,6 +171,19 @@ def encode_table(
     order, offsets = encoder.group(uniforms)
     grouped = torch.from_numpy(codes if order is None else codes[order])
     return EncodedTable(codes=grouped, patient_offsets=torch.from_numpy(offsets))
+
+
+def codes_of(frame: pd.DataFrame, schema: StudySchema, names: Sequence[str]) -> np.ndarray:
+    """The levels of some columns: (R, len(names)) int64.
+
+    Raises:
+        TableFaultsError: a value that the schema does not know.
+    """
+    columns = {column.name: column for column in schema.columns}
+    faults = FaultList()
+    codes = [_encode_column(frame[name], columns[name], faults) for name in names]
+    faults.raise_if_any()
+    return np.stack(codes, axis=1)
 
 
 def _some_of_each(patients: np.ndarray, counts: np.ndarray, most: int, uniforms: np.ndarray) -> np.ndarray:

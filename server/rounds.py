@@ -2,6 +2,10 @@
 
 The loop trusts no reply: each is checked once (`server.acceptance`), what passes is aggregated with public,
 equal weights if the quorum is met, and everything that happened becomes ledger entries with the round.
+
+Who is asked: the sites that were ready when they were last quoted. One that refuses or stays silent is not asked
+to spend again until it has answered another quote; such quotes travel with later rounds, so that nobody waits
+for them. One that left, or was suspended, is not asked at all.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,25 +22,30 @@ from torch import Tensor
 
 from models.digests import digest_of
 from models.exchange import MessageKind, RoundReply, RoundRequest
-from models.moments import MomentLayout
+from models.measurement import Measurement
 from models.refinement import aggregate, score
 from models.study import Study
-from models.warm_start import warm_start
+from models.study_generator import fit_study
 from models.weights import decode_arrays, encode_arrays
 from privacy.merkle import LedgerVerificationError
 from privacy.receipt import decimal_text
+from privacy.signing import VerifyKey
 from server import ledger_store, round_records, runs, sites, studies
 from server.acceptance import ReplyRejectedError, check_update, digest_of_policy, open_reply, read_quote
 from server.errors import ServerError
 from server.federation import Federation, SiteFailure
+from server.patience import Patience
 from server.releases import Release
 from server.round_records import SiteOutcome
 from server.store import Store
 
 log = logging.getLogger("fedtwin.rounds")
 
+FIT_REPORT_SECONDS = 30.0
 RETRY_PAUSE_SECONDS = 2.0
+STOP_CHECK_SECONDS = 1.0
 QUOTE_DEADLINE_SECONDS = 60.0
+MAX_ROUNDS_BETWEEN_QUOTES = 32  # for a site that is away: after 1, 2, 4, ... rounds, then every so many
 
 
 class RoundFailedError(Exception):
@@ -56,6 +65,16 @@ class _Round:
     expected: Mapping[str, Tensor]
     accepted: dict[str, RoundReply] = field(default_factory=dict)
     outcomes: dict[str, SiteOutcome] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> set[str]:
+        """Sites that were asked and have not answered."""
+        return {site for site, one in self.outcomes.items() if one.outcome == "failed"}
+
+    @property
+    def refused(self) -> set[str]:
+        """Sites that said no."""
+        return {site for site, one in self.outcomes.items() if one.outcome == "refused"}
 
 
 def run_rounds(federation: Federation, store: Store, run_id: str) -> Release | None:
@@ -92,7 +111,10 @@ class RoundLoop:
         self._store = store
         self._run = runs.start_running(store, run_id)
         self._study: Study = studies.get_study(store, self._run.study).study
-        self._keys = {site.name: site.key for site in sites.list_sites(store) if site.name in self._run.sites}
+        self._keys: dict[str, VerifyKey] = {}
+        self._ready: list[str] = []
+        self._known: set[str] = set()  # those that were ready once
+        self._away: dict[str, int] = {}  # rounds that a site which is not ready has missed
         self._witnessed: dict[str, int | None] = {}
         self._started = time.monotonic()
 
@@ -100,84 +122,152 @@ class RoundLoop:
         """All rounds that are not recorded yet, then the release candidate."""
         last = round_records.last_round(self._store, self._run.id)
         done = 0 if last is None else last.round
-        participants = self._quote(done + 1) if done < self._study.num_rounds else []
         for number in range(done + 1, self._study.num_rounds + 1):
-            if runs.stop_requested(self._store, self._run.id):
+            if self._stop_requested():
                 raise RunStoppedError
+            self._call_roll(number)
             if number == 1:
-                self._measure(participants)
+                self._measure()
             else:
-                self._refine(number, participants)
+                self._refine(number)
             self._report("refine" if number > 1 else "warm-start", number)
-        witnesses = participants or list(self._run.sites)
+        if not self._keys:
+            self._enrolled()
+        witnesses = self._ready or list(self._keys)
         self._gather_witnesses(witnesses)  # of the last round, before the run counts as completed
         release = self._release()
         self._gather_witnesses(witnesses)  # and of the release itself
         return release
 
-    def _quote(self, first_round: int) -> list[str]:
-        """Ask every site what the rest would cost it and whether it is ready; costs nothing."""
-        self._report("quote", first_round - 1)
-        requests = self._requests("quote", first_round, list(self._run.sites), {})
-        replies = self._federation.exchange(requests, deadline_seconds=QUOTE_DEADLINE_SECONDS)
-        ready, reasons = [], []
-        for site, reply in replies.items():
-            if isinstance(reply, SiteFailure):
-                reasons.append(f"{site}: {reply.reason}")
-                continue
-            self._note_witness(site, reply)
-            if reply.refusal is not None:
-                reasons.append(f"{site}: {reply.refusal.reason}")
-                continue
-            try:
-                quote = read_quote(reply)
-                self._note_policy(site, reply)
-            except (ReplyRejectedError, ServerError) as error:
-                reasons.append(f"{site}: {error}")
-                continue
-            if quote.reasons:
-                reasons.append(f"{site}: {'; '.join(quote.reasons)}")
-                continue
-            ready.append(site)
-            self._say(
-                f"{site} would go from epsilon {quote.spent:.3f} to {quote.projected:.3f} of its cap {quote.cap:.3f}"
-            )
-        for reason in reasons:
-            self._say(f"does not take part: {reason}", level="warning")
-        self._need_quorum(len(ready), "ready", reasons)
-        return ready
+    def _stop_requested(self) -> bool:
+        return runs.stop_requested(self._store, self._run.id)
 
-    def _measure(self, participants: list[str]) -> None:
-        layout = MomentLayout.of(self._study.table)
-        expected = {"moments": torch.zeros(layout.size, dtype=torch.float64)}
+    def _enrolled(self) -> list[str]:
+        """The run's sites that are enrolled now; says once which are no longer."""
+        found = {
+            site.name: site.key
+            for site in sites.list_sites(self._store, state="enrolled")
+            if site.name in self._run.sites
+        }
+        for site in self._ready:
+            if site not in found:
+                self._say(f"{site} is no longer enrolled and is not asked any more", level="warning")
+        self._keys = found
+        self._ready = [site for site in self._ready if site in found]
+        return list(found)
+
+    def _call_roll(self, number: int) -> None:
+        """Know who takes part in a round: those ready before; everybody is quoted where they are too few.
+
+        Raises:
+            RoundFailedError: fewer than the quorum are ready.
+        """
+        names = self._enrolled()
+        if len(self._ready) >= self._study.federation.quorum:
+            return
+        self._report("quote", number - 1)
+        requests = self._requests("quote", number, names, {})
+        patience = self._patience(names)
+        replies = self._federation.exchange(
+            requests, deadline_seconds=QUOTE_DEADLINE_SECONDS, enough=patience
+        )
+        if patience.stop_seen:
+            raise RunStoppedError
+        self._ready, reasons = [], []
+        for site, reply in replies.items():
+            objection = self._hear_quote(site, reply)
+            if objection is not None:
+                reasons.append(f"{site}: {objection}")
+                self._say(f"does not take part: {site}: {objection}", level="warning")
+        self._need_quorum(len(self._ready), "ready", reasons)
+
+    def _hear_quote(self, site: str, reply: RoundReply | SiteFailure) -> str | None:
+        """Take a site in if it is ready; else why it is not."""
+        self._away.setdefault(site, 0)
+        if isinstance(reply, SiteFailure):
+            return reply.reason
+        self._note_witness(site, reply)
+        if reply.refusal is not None:
+            return reply.refusal.reason
+        try:
+            quote = read_quote(reply)
+            self._note_policy(site, reply)
+        except (ReplyRejectedError, ServerError) as error:
+            return str(error)
+        if quote.reasons:
+            return "; ".join(quote.reasons)
+        self._ready.append(site)
+        self._known.add(site)
+        self._away.pop(site)
+        self._say(
+            f"{site} would go from epsilon {quote.spent:.3f} to {quote.projected:.3f} of its cap {quote.cap:.3f}"
+        )
+        return None
+
+    def _quotes_on_the_way(self, number: int) -> dict[str, RoundRequest]:
+        """Quotes of the rounds after this one for sites that are away, less and less often."""
+        asked = []
+        for site in self._keys:
+            if site in self._ready or not (self._study.federation.late_join or site in self._known):
+                continue
+            missed = self._away[site] = self._away.get(site, 0) + 1
+            if missed & (missed - 1) == 0 or missed % MAX_ROUNDS_BETWEEN_QUOTES == 0:
+                asked.append(site)
+        return self._requests("quote", number + 1, asked, {}) if number < self._study.num_rounds else {}
+
+    def _patience(self, awaited: Collection[str], *, quorum: int | None = None) -> Patience:
+        federation = self._study.federation
+        return Patience(
+            awaited=awaited,
+            quorum=federation.quorum if quorum is None else quorum,
+            grace_seconds=federation.grace_seconds,
+            stopped=self._stop_requested,
+        )
+
+    def _measure(self) -> None:
+        measurement = Measurement.of(self._study)
+        expected = {"moments": torch.zeros(measurement.size, dtype=torch.float64)}
         started = time.monotonic()
-        finished = self._exchange(1, "measure", participants, {}, expected)
+        finished = self._exchange(1, "measure", {}, expected)
         self._report("warm-start", 0)
         multiplier = self._study.measure.noise_multiplier
         assert multiplier is not None  # a registered study is calibrated
         total = torch.stack([reply.arrays["moments"] for reply in finished.accepted.values()]).sum(0)
-        fitted = warm_start(
-            self._study,
-            total,
-            noise_std=multiplier * layout.sensitivity,
-            num_releases=len(finished.accepted),
-        )
+        noise_std = multiplier * measurement.sensitivity * len(finished.accepted) ** 0.5
+        fitted = fit_study(self._study, total, noise_std=noise_std, progress=self._while_fitting())
         self._record(
             finished,
             "measure",
             fitted.generator.to_arrays(),
             {"anchor": fitted.anchor},
-            fitted.scores(),
+            fitted.scores,
             started,
         )
 
-    def _refine(self, number: int, participants: list[str]) -> None:
+    def _while_fitting(self) -> Callable[[str, float], None]:
+        """Called with the done part of a fit: says how far it is, and ends it if the run is to stop."""
+        asked = said = time.monotonic()
+
+        def look(what: str, done: float) -> None:
+            nonlocal asked, said
+            now = time.monotonic()
+            if now - asked >= STOP_CHECK_SECONDS:
+                asked = now
+                if runs.stop_requested(self._store, self._run.id):
+                    raise RunStoppedError
+            if now - said >= FIT_REPORT_SECONDS:
+                said = now
+                self._say(f"fits the {what}: {done:.0%}")
+
+        return look
+
+    def _refine(self, number: int) -> None:
         last = round_records.last_round(self._store, self._run.id)
         assert last is not None  # round 1 came before
         base = decode_arrays(self._store.load(last.arrays["generator"]))
         anchor = decode_arrays(self._store.load(last.arrays["anchor"]))
         started = time.monotonic()
-        finished = self._exchange(number, "refine", participants, {**base, **anchor}, base)
+        finished = self._exchange(number, "refine", {**base, **anchor}, base)
         generator = aggregate(base, [reply.arrays for reply in finished.accepted.values()])
         self._record(finished, "refine", generator, anchor, score(self._study, generator, anchor), started)
 
@@ -190,36 +280,48 @@ class RoundLoop:
         return release
 
     def _exchange(
-        self,
-        number: int,
-        kind: MessageKind,
-        participants: list[str],
-        arrays: Mapping[str, Tensor],
-        expected: Mapping[str, Tensor],
+        self, number: int, kind: MessageKind, arrays: Mapping[str, Tensor], expected: Mapping[str, Tensor]
     ) -> _Round:
-        """Ask until the quorum is met or the deadline has passed; a site that failed is asked again meanwhile."""
+        """Ask until the quorum is met or the deadline has passed; a site that failed is asked again meanwhile.
+
+        Raises:
+            RoundFailedError: the quorum was not met.
+            RunStoppedError: somebody asked to stop before it was.
+        """
+        asked = list(self._ready)
         current = _Round(
-            number=number, requests=self._requests(kind, number, participants, arrays), expected=expected
+            number=number, requests=self._requests(kind, number, asked, arrays), expected=expected
         )
+        quorum = self._study.federation.quorum
         deadline = time.monotonic() + self._study.federation.round_deadline_seconds
-        waiting = dict(current.requests)
+        waiting, aside = dict(current.requests), self._quotes_on_the_way(number)
+        stopped = False
         while waiting:
-            left = max(0.1, deadline - time.monotonic())
-            for site, reply in self._federation.exchange(waiting, deadline_seconds=left).items():
-                self._judge(current, site, reply)
-            waiting = {
-                site: current.requests[site] for site in waiting if current.outcomes[site].outcome == "failed"
-            }
-            enough = len(current.accepted) >= self._study.federation.quorum
-            if enough or time.monotonic() + RETRY_PAUSE_SECONDS > deadline:
+            patience = self._patience(waiting, quorum=quorum - len(current.accepted))
+            replies = self._federation.exchange(
+                {**waiting, **aside},
+                deadline_seconds=max(0.1, deadline - time.monotonic()),
+                enough=patience,
+            )
+            for site, reply in replies.items():
+                if site in waiting:
+                    self._judge(current, site, reply, stopped=patience.stop_seen)
+                elif self._hear_quote(site, reply) is None:
+                    self._say(f"{site} takes part from round {number + 1} on")
+            aside = {}
+            waiting = {site: current.requests[site] for site in waiting if site in current.failed}
+            stopped = patience.stop_seen or self._stop_requested()
+            late = time.monotonic() + RETRY_PAUSE_SECONDS > deadline
+            if stopped or late or len(current.accepted) >= quorum:
                 break
-            if runs.stop_requested(self._store, self._run.id):
-                raise RunStoppedError
             time.sleep(RETRY_PAUSE_SECONDS)
-        if len(current.accepted) < self._study.federation.quorum:
+        self._ready = [site for site in self._ready if site not in current.failed | current.refused]
+        if len(current.accepted) < quorum:
             round_records.record_outcomes(
                 self._store, run_id=self._run.id, round=number, outcomes=list(current.outcomes.values())
             )
+            if stopped:
+                raise RunStoppedError
         self._need_quorum(
             len(current.accepted),
             f"accepted in round {number}",
@@ -227,8 +329,14 @@ class RoundLoop:
         )
         return current
 
-    def _judge(self, current: _Round, site: str, reply: RoundReply | SiteFailure) -> None:
-        """One site's outcome; said aloud unless it counts."""
+    def _judge(
+        self, current: _Round, site: str, reply: RoundReply | SiteFailure, *, stopped: bool = False
+    ) -> None:
+        """One site's outcome; said aloud unless it counts, or nobody waited for it."""
+        if isinstance(reply, SiteFailure) and reply.code == "timeout" and stopped:
+            reason = "the run was stopped before it answered; what it debited for this round is spent"
+            current.outcomes[site] = SiteOutcome(site=site, outcome="failed", code="stopped", reason=reason)
+            return
         if isinstance(reply, SiteFailure):
             outcome = SiteOutcome(site=site, outcome="failed", code=reply.code, reason=reply.reason)
         elif reply.refusal is not None:
@@ -354,7 +462,10 @@ class RoundLoop:
     def _gather_witnesses(self, names: list[str]) -> None:
         """Show every site the last checkpoint, so that its countersignature stands under the whole run."""
         requests = self._requests("witness", self._study.num_rounds, names, {})
-        replies = self._federation.exchange(requests, deadline_seconds=QUOTE_DEADLINE_SECONDS)
+        patience = self._patience(names)
+        replies = self._federation.exchange(
+            requests, deadline_seconds=QUOTE_DEADLINE_SECONDS, enough=patience
+        )
         for site, reply in replies.items():
             if isinstance(reply, RoundReply):
                 self._note_witness(site, reply)

@@ -1,0 +1,143 @@
+"""The generator of a study: rows from a mixture, and a picture for each row where the study has pictures.
+
+What is released are its arrays, in one record; `fit_study` makes it from the sites' summed noisy vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from models.anchor import estimated_patients
+from models.encoding import codes_of
+from models.generator import MixtureGenerator
+from models.image_generator import ImageGenerator
+from models.image_warm_start import fit_images
+from models.measurement import Measurement
+from models.study import Study
+from models.warm_start import warm_start
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyGenerator:
+    """Rows, and pictures that belong to them.
+
+    Attributes:
+        study: whose schema it follows.
+        table: the rows' generator.
+        image: the pictures'; None where the study has none.
+    """
+
+    study: Study
+    table: MixtureGenerator
+    image: ImageGenerator | None = None
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Tensor], study: Study) -> StudyGenerator:
+        """Read what `to_arrays` gave.
+
+        Raises:
+            GeneratorError: the arrays are no generator of this study.
+        """
+        table = MixtureGenerator.from_arrays(arrays, study.table.cardinalities)
+        image = None
+        if study.image is not None:
+            image = ImageGenerator.from_arrays(arrays, study.image, study.image.cardinalities_in(study.table))
+        return cls(study=study, table=table, image=image)
+
+    def to_arrays(self) -> dict[str, Tensor]:
+        """All weights, for safetensors."""
+        return {**self.table.to_arrays(), **({} if self.image is None else self.image.to_arrays())}
+
+    def pictures_of(self, rows: pd.DataFrame, *, seed: int, chunk: int = 0) -> np.ndarray | None:
+        """A picture for each synthetic patient.
+
+        Privacy: post-processing of a release.
+
+        Args:
+            rows: as `models.sampling` gives them.
+            seed: the same rows, seed and chunk give the same pictures.
+            chunk: number of this chunk of rows; each has pictures of its own.
+
+        Returns:
+            (N, C, H, W) uint8; None where the study has no pictures.
+        """
+        if self.image is None or self.study.image is None:
+            return None
+        codes = torch.from_numpy(codes_of(rows, self.study.table, self.study.image.conditioned_on))
+        stream = int(
+            np.random.SeedSequence([abs(seed), int(seed < 0), chunk, 1]).generate_state(1, np.uint64)[0]
+        )
+        return self.image.sample(codes, seed=stream >> 1).numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedStudy:
+    """What the coordinator makes of the measured vectors.
+
+    Attributes:
+        generator: the fitted one.
+        anchor: the table's noisy frequencies for the wire.
+        scores: how the generator fits the noisy moments.
+    """
+
+    generator: StudyGenerator
+    anchor: Tensor
+    scores: dict[str, float]
+
+
+def fit_study(
+    study: Study, noisy_sum: Tensor, *, noise_std: float, progress: Progress | None = None, seed: int = 0
+) -> FittedStudy:
+    """Fit a generator to the sites' noisy vectors.
+
+    Privacy: post-processing of what the sites released; costs nothing.
+
+    Args:
+        study: its settings and schema.
+        noisy_sum: (size,) float64, the sites' vectors added up.
+        noise_std: standard deviation of the noise in one entry of `noisy_sum`, all sites' noise together.
+        progress: called with what is being fitted ("table" or "images") and the done part of it.
+        seed: of first weights.
+
+    Raises:
+        AnchorError, ImageFitError: the moments are not finite, or tell of no patients.
+    """
+    measurement = Measurement.of(study)
+    moments, pictures = measurement.split(noisy_sum)
+    told = progress or (lambda _what, _done: None)
+    fitted = warm_start(
+        study,
+        moments,
+        noise_std=noise_std,
+        num_releases=1,
+        progress=lambda done: told("table", done),
+        seed=seed,
+    )
+    scores = fitted.scores()
+    if study.image is None or pictures is None:
+        generator = StudyGenerator(study=study, table=fitted.generator)
+        return FittedStudy(generator=generator, anchor=fitted.anchor, scores=scores)
+    places = list(measurement.image_places)
+    num_patients = estimated_patients(measurement.table, moments)
+    one_way = fitted.generator.one_way().detach().double().split(study.table.cardinalities)
+    image = fit_images(
+        study.image,
+        study.table,
+        pictures,
+        [one_way[place] * num_patients for place in places],
+        noise_std=noise_std / measurement.image_scale,
+        settings=study.warm_start.image,
+        joint_codes=lambda n, source: fitted.generator.sample_codes(n, generator=source)[:, places],
+        progress=lambda done: told("images", done),
+        seed=seed,
+    )
+    generator = StudyGenerator(study=study, table=fitted.generator, image=image)
+    return FittedStudy(generator=generator, anchor=fitted.anchor, scores=scores)

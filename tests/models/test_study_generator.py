@@ -1,0 +1,124 @@
+"""Rows and pictures of one study: one vector measured, one generator released."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.generator import GeneratorError
+from models.measurement import Measurement
+from models.sampling import sample_cohort
+from models.study import Study
+from models.study_generator import StudyGenerator, fit_study
+from models.table import EncodedTable
+from models.weights import decode_arrays, encode_arrays
+
+
+def picture_study(**image) -> Study:
+    return Study.from_dict(
+        {
+            "name": "pictures",
+            "privacy": {"epsilon": 10.0, "delta": 1e-5},
+            "table": {
+                "columns": [
+                    {"name": "finding", "kind": "categorical", "categories": ["dark", "light"]},
+                    {"name": "age", "kind": "integer", "minimum": 0, "maximum": 99, "bins": 4},
+                ],
+                "label": "finding",
+                "patient_id": "patient",
+                "max_records_per_patient": 3,
+            },
+            "image": {"size": 8, "conditioned_on": ["finding"], **image},
+            "measure": {"noise_multiplier": 0.5},
+            "warm_start": {"image": {"steps": 150, "batch_size": 64, "latent": 8, "width": 8}},
+        }
+    )
+
+
+def records(num_patients: int, *, seed: int = 0, most: int = 1) -> EncodedTable:
+    """Pictures whose left half is bright where the finding is light, else the right half."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, most + 1, num_patients)
+    total = int(counts.sum())
+    codes = np.stack([rng.integers(0, 2, total), rng.integers(0, 4, total)], axis=1)
+    images = rng.integers(0, 40, (total, 1, 8, 8)).astype(np.uint8)
+    for row, finding in enumerate(codes[:, 0]):
+        images[row, 0, :, slice(0, 4) if finding else slice(4, 8)] += 200
+    return EncodedTable(
+        codes=torch.from_numpy(codes),
+        patient_offsets=torch.from_numpy(np.concatenate([[0], counts.cumsum()]).astype(np.int64)),
+        images=torch.from_numpy(images),
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), num_patients=st.integers(2, 6), share=st.sampled_from([0.05, 0.3, 0.9]))
+def test_one_patient_moves_the_whole_vector_by_the_declared_norm_at_most(seed, num_patients, share):
+    study = picture_study(conditioned_on=["finding", "age"])
+    study = study.model_copy(update={"measure": study.measure.model_copy(update={"table_share": share})})
+    measurement = Measurement.of(study)
+    everyone = records(num_patients, seed=seed, most=3)
+    without = everyone.select(torch.arange(num_patients - 1))
+    moved = (measurement.sum(everyone) - measurement.sum(without)).norm()
+    assert moved <= study.sensitivity * (1 + 1e-5)
+
+
+def test_the_vector_splits_into_what_was_measured():
+    measurement = Measurement.of(picture_study())
+    table = records(20)
+    moments, pictures = measurement.split(measurement.sum(table))
+    assert torch.equal(moments, measurement.table.sum(table))
+    exact = measurement.image.sum(table.images, table.codes[:, :1], table.patient_offsets)
+    torch.testing.assert_close(pictures, exact)
+    with pytest.raises(ValueError, match="this study measures"):
+        measurement.split(torch.zeros(3))
+    with pytest.raises(ValueError, match="the records have no images"):
+        measurement.sum(EncodedTable(codes=table.codes, patient_offsets=table.patient_offsets))
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    study = picture_study()
+    exact = Measurement.of(study).sum(records(800))
+    noise = torch.randn(len(exact), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    told = []
+    found = fit_study(
+        study,
+        exact + 0.5 * study.sensitivity * noise,
+        noise_std=0.5 * study.sensitivity,
+        progress=lambda what, done: told.append((what, done)),
+    )
+    assert {what for what, _ in told} == {"table", "images"}
+    assert told[-1] == ("images", 1.0)
+    return found
+
+
+def test_pictures_belong_to_their_rows(fitted):
+    rows = pd.concat(sample_cohort(fitted.generator.table, fitted.generator.study.table, 200, seed=5))
+    pictures = fitted.generator.pictures_of(rows, seed=5)
+    assert pictures.shape == (200, 1, 8, 8)
+    left = pictures[:, 0, :, :4].mean((1, 2)) > pictures[:, 0, :, 4:].mean((1, 2))
+    assert (left == (rows["finding"] == "light").to_numpy()).mean() > 0.95
+
+
+def test_the_same_seed_gives_the_same_pictures_and_another_chunk_others(fitted):
+    rows = pd.concat(sample_cohort(fitted.generator.table, fitted.generator.study.table, 30, seed=5))
+    first = fitted.generator.pictures_of(rows, seed=5)
+    assert (fitted.generator.pictures_of(rows, seed=5) == first).all()
+    assert (fitted.generator.pictures_of(rows, seed=5, chunk=1) != first).any()
+    assert (fitted.generator.pictures_of(rows, seed=6) != first).any()
+
+
+def test_the_released_arrays_are_the_generator(fitted):
+    study = fitted.generator.study
+    arrays = decode_arrays(encode_arrays(fitted.generator.to_arrays()))
+    again = StudyGenerator.from_arrays(arrays, study)
+    rows = pd.concat(sample_cohort(again.table, study.table, 30, seed=5))
+    assert (again.pictures_of(rows, seed=1) == fitted.generator.pictures_of(rows, seed=1)).all()
+    only_rows = {name: array for name, array in arrays.items() if not name.startswith("image.")}
+    with pytest.raises(GeneratorError, match="image"):
+        StudyGenerator.from_arrays(only_rows, study)
