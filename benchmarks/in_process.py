@@ -18,7 +18,7 @@ from models.generator import MixtureGenerator
 from models.study import Study
 from models.weights import decode_arrays
 from server import round_records, runs, sites, studies
-from server.federation import SiteFailure
+from server.federation import Enough, SiteFailure
 from server.home import CoordinatorHome
 from server.rounds import run_rounds
 from server.store import Store
@@ -31,9 +31,13 @@ class InProcessFederation:
         self.sites = rounds
 
     def exchange(
-        self, requests: Mapping[str, RoundRequest], *, deadline_seconds: float
+        self,
+        requests: Mapping[str, RoundRequest],
+        *,
+        deadline_seconds: float,
+        enough: Enough | None = None,
     ) -> Mapping[str, RoundReply | SiteFailure]:
-        """Ask one site after the other."""
+        """Ask one site after the other; all have answered before anybody could have had enough."""
         replies: dict[str, RoundReply | SiteFailure] = {}
         for site, request in requests.items():
             reply = self.sites[site].handle(RoundRequest.decode(*request.encode()))

