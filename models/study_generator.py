@@ -5,7 +5,7 @@ What is released are its arrays, in one record; `fit_study` makes it from the si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,8 @@ from models.study import Study
 from models.warm_start import warm_start
 
 Progress = Callable[[str, float], None]
+
+PICTURES_AT_ONCE = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +58,10 @@ class StudyGenerator:
         """All weights, for safetensors."""
         return {**self.table.to_arrays(), **({} if self.image is None else self.image.to_arrays())}
 
-    def pictures_of(self, rows: pd.DataFrame, *, seed: int, chunk: int = 0) -> np.ndarray | None:
-        """A picture for each synthetic patient.
+    def with_pictures(
+        self, rows: pd.DataFrame, *, seed: int, chunk: int = 0
+    ) -> Iterator[tuple[pd.DataFrame, np.ndarray | None]]:
+        """Synthetic patients' rows, each with a picture where the study has pictures.
 
         Privacy: post-processing of a release.
 
@@ -66,16 +70,19 @@ class StudyGenerator:
             seed: the same rows, seed and chunk give the same pictures.
             chunk: number of this chunk of rows; each has pictures of its own.
 
-        Returns:
-            (N, C, H, W) uint8; None where the study has no pictures.
+        Yields:
+            Rows in their order, in parts of at most `PICTURES_AT_ONCE` where there are pictures, and their
+            pictures (N, C, H, W) uint8, or None.
         """
-        if self.image is None or self.study.image is None:
-            return None
-        codes = torch.from_numpy(codes_of(rows, self.study.table, self.study.image.conditioned_on))
-        stream = int(
-            np.random.SeedSequence([abs(seed), int(seed < 0), chunk, 1]).generate_state(1, np.uint64)[0]
-        )
-        return self.image.sample(codes, seed=stream >> 1).numpy()
+        if self.image is None:
+            yield rows, None
+            return
+        codes = torch.from_numpy(codes_of(rows, self.study.table, self.image.schema.conditioned_on))
+        for start in range(0, len(rows), PICTURES_AT_ONCE):
+            words = [abs(seed), int(seed < 0), chunk, start]
+            stream = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+            part = slice(start, start + PICTURES_AT_ONCE)
+            yield rows.iloc[part], self.image.sample(codes[part], seed=stream).numpy()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,9 @@ import threading
 from pathlib import Path
 
 from models.conditions import ConditionError
-from models.generator import GeneratorError, MixtureGenerator
+from models.generator import GeneratorError
 from models.sampling import CohortSampler, RareConditionError
+from models.study_generator import StudyGenerator
 from models.weights import decode_arrays
 from privacy.canonical import digest
 from privacy.cli.folders import write_durably
@@ -81,20 +82,21 @@ def make_cohort(store: Store, claim: Claim) -> None:
     study = get_study(store, release.study).study
     arrays = decode_arrays(store.load(release.weights_digest))
     try:
-        generator = MixtureGenerator.from_arrays(arrays, study.table.cardinalities)
+        generator = StudyGenerator.from_arrays(arrays, study)
     except GeneratorError as error:
         raise RuntimeError(f"release {release.digest} holds no generator of its study: {error}") from error
-    sampler = CohortSampler(generator, study.table, request.conditions)
+    sampler = CohortSampler(generator.table, study.table, request.conditions)
     folder = store.cohorts / cohort.id
     context = ExportContext.of(release, study, request)
     formats = chosen_formats(request.formats, context)
     packed = "zip" in request.formats
     with CohortWriter(folder, formats, context, packed=packed, token=claim.token) as writer:
-        done = 0
-        for chunk in sampler.chunks(request.num_patients, seed=request.seed or 0):
-            writer.write(chunk)
-            done += len(chunk)
-            cohorts.report_patients(store, claim, done)
+        done, seed = 0, request.seed or 0
+        for number, chunk in enumerate(sampler.chunks(request.num_patients, seed=seed)):
+            for part in generator.with_pictures(chunk, seed=seed, chunk=number):
+                writer.write(*part)
+                done += len(part[0])
+                cohorts.report_patients(store, claim, done)
         files = writer.finish()
     digests = {file.name: f"sha256:{file.sha256}" for file in files}
     statement = provenance.make_statement(

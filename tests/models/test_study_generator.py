@@ -55,6 +55,10 @@ def records(num_patients: int, *, seed: int = 0, most: int = 1) -> EncodedTable:
     )
 
 
+def pictures_of(generator: StudyGenerator, rows: pd.DataFrame, **draw: int) -> np.ndarray:
+    return np.concatenate([pictures for _, pictures in generator.with_pictures(rows, **draw)])
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), num_patients=st.integers(2, 6), share=st.sampled_from([0.05, 0.3, 0.9]))
 def test_one_patient_moves_the_whole_vector_by_the_declared_norm_at_most(seed, num_patients, share):
@@ -99,7 +103,7 @@ def fitted():
 
 def test_pictures_belong_to_their_rows(fitted):
     rows = pd.concat(sample_cohort(fitted.generator.table, fitted.generator.study.table, 200, seed=5))
-    pictures = fitted.generator.pictures_of(rows, seed=5)
+    pictures = pictures_of(fitted.generator, rows, seed=5)
     assert pictures.shape == (200, 1, 8, 8)
     left = pictures[:, 0, :, :4].mean((1, 2)) > pictures[:, 0, :, 4:].mean((1, 2))
     assert (left == (rows["finding"] == "light").to_numpy()).mean() > 0.95
@@ -107,10 +111,18 @@ def test_pictures_belong_to_their_rows(fitted):
 
 def test_the_same_seed_gives_the_same_pictures_and_another_chunk_others(fitted):
     rows = pd.concat(sample_cohort(fitted.generator.table, fitted.generator.study.table, 30, seed=5))
-    first = fitted.generator.pictures_of(rows, seed=5)
-    assert (fitted.generator.pictures_of(rows, seed=5) == first).all()
-    assert (fitted.generator.pictures_of(rows, seed=5, chunk=1) != first).any()
-    assert (fitted.generator.pictures_of(rows, seed=6) != first).any()
+    first = pictures_of(fitted.generator, rows, seed=5)
+    assert (pictures_of(fitted.generator, rows, seed=5) == first).all()
+    assert (pictures_of(fitted.generator, rows, seed=5, chunk=1) != first).any()
+    assert (pictures_of(fitted.generator, rows, seed=6) != first).any()
+
+
+def test_parts_hold_all_rows_in_their_order(fitted, monkeypatch):
+    monkeypatch.setattr("models.study_generator.PICTURES_AT_ONCE", 7)
+    rows = pd.concat(sample_cohort(fitted.generator.table, fitted.generator.study.table, 30, seed=5))
+    parts = list(fitted.generator.with_pictures(rows, seed=1))
+    assert [len(part) for part, _ in parts] == [7, 7, 7, 7, 2] == [len(pictures) for _, pictures in parts]
+    pd.testing.assert_frame_equal(pd.concat([part for part, _ in parts]), rows)
 
 
 def test_the_released_arrays_are_the_generator(fitted):
@@ -118,7 +130,7 @@ def test_the_released_arrays_are_the_generator(fitted):
     arrays = decode_arrays(encode_arrays(fitted.generator.to_arrays()))
     again = StudyGenerator.from_arrays(arrays, study)
     rows = pd.concat(sample_cohort(again.table, study.table, 30, seed=5))
-    assert (again.pictures_of(rows, seed=1) == fitted.generator.pictures_of(rows, seed=1)).all()
+    assert (pictures_of(again, rows, seed=1) == pictures_of(fitted.generator, rows, seed=1)).all()
     only_rows = {name: array for name, array in arrays.items() if not name.startswith("image.")}
     with pytest.raises(GeneratorError, match="image"):
         StudyGenerator.from_arrays(only_rows, study)
