@@ -162,6 +162,8 @@ class Gateway:
         target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
         headers = _kept(scope["headers"])
         headers += [(b"x-forwarded-for", client_address(scope).encode()), (b"x-forwarded-proto", b"https")]
+        # What the browser calls us: the pages hold a form's Origin against it.
+        headers += [(b"x-forwarded-host", value) for name, value in scope["headers"] if name == b"host"]
         names = {name for name, _ in scope["headers"]}
         if b"content-length" in names and b"transfer-encoding" not in names:
             headers.append((b"content-length", str(_length(scope["headers"])).encode()))

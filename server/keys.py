@@ -106,17 +106,27 @@ def check_key(store: Store, text: str) -> ApiKey:
         if row is None or not known:
             raise KeyRefusedError("this is not a key of this coordinator")
         key = _key(row)
-    if key.revoked_at is not None:
-        raise KeyRefusedError(f"key {prefix} was revoked; ask the operator for another")
-    if key.expires_at is not None and key.expires_at <= now:
-        raise KeyRefusedError(
-            f"key {prefix} expired on {key.expires_at:%Y-%m-%d}; ask the operator for another"
-        )
+    _check_good(key, now)
     if key.last_used_at is None or now - key.last_used_at >= USE_RESOLUTION:
         with store.database.write() as session:
             row = session.get(ApiKeyRow, prefix)
             if row is not None:
                 row.last_used_at = now
+    return key
+
+
+def good_key(store: Store, prefix: str) -> ApiKey:
+    """The key of that prefix, for whoever has shown its text before (`check_key`) and is remembered.
+
+    Raises:
+        KeyRefusedError: unknown, revoked or expired since.
+    """
+    with store.database.read() as session:
+        row = session.get(ApiKeyRow, prefix)
+        if row is None:
+            raise KeyRefusedError("this is not a key of this coordinator")
+        key = _key(row)
+    _check_good(key, store.clock())
     return key
 
 
@@ -139,6 +149,15 @@ def list_keys(store: Store) -> list[ApiKey]:
     with store.database.read() as session:
         rows = session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.created_at, ApiKeyRow.prefix))
         return [_key(row) for row in rows]
+
+
+def _check_good(key: ApiKey, now: dt.datetime) -> None:
+    if key.revoked_at is not None:
+        raise KeyRefusedError(f"key {key.prefix} was revoked; ask the operator for another")
+    if key.expires_at is not None and key.expires_at <= now:
+        raise KeyRefusedError(
+            f"key {key.prefix} expired on {key.expires_at:%Y-%m-%d}; ask the operator for another"
+        )
 
 
 def _hash(secret: str) -> str:

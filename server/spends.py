@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from server.store import Store
-from server.tables import SpendRow
+from server.tables import RunRow, SpendRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,42 @@ def run_spends(store: Store, run_id: str) -> list[SiteSpend]:
         else spend
         for spend in outcomes
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySpend:
+    """What a study has cost the patients of a site so far, over all its runs; decimal strings."""
+
+    study: str
+    site: str
+    run: str
+    spent_epsilon: str
+    spent_delta: str | None
+    cap_epsilon: str | None
+
+
+def study_spends(store: Store) -> list[StudySpend]:
+    """The newest known spend of every site in every study, by study and site.
+
+    A receipt's spend is that of all the study's events at the site as one composition, so the newest is the total.
+    """
+    columns = (
+        *(RunRow.study, SpendRow.site, SpendRow.run),
+        *(SpendRow.spent_epsilon, SpendRow.spent_delta, SpendRow.cap_epsilon),
+    )
+    query = (
+        select(*columns)
+        .join(RunRow, RunRow.id == SpendRow.run)
+        .where(SpendRow.spent_epsilon.is_not(None))
+        .order_by(SpendRow.recorded_at, SpendRow.round)
+    )
+    newest: dict[tuple[str, str], StudySpend] = {}
+    with store.database.read() as session:
+        for study, site, run, epsilon, delta, cap in session.execute(query):
+            newest[study, site] = StudySpend(
+                study=study, site=site, run=run, spent_epsilon=epsilon, spent_delta=delta, cap_epsilon=cap
+            )
+    return [newest[pair] for pair in sorted(newest)]
 
 
 def _newest_spends(session: Session, run_id: str, *, known: bool) -> list[SiteSpend]:
