@@ -19,6 +19,7 @@ from client.patients import load_patients
 from client.policy import PolicyError, load_policy
 from models.faults import TableFaultsError
 from models.schema import StudySchema
+from models.study import Study
 from models.table import EncodedTable
 
 MAX_SHOWN = 5
@@ -53,10 +54,10 @@ def check_data(site: SiteHome) -> CheckResult:
     return passed("data", f"the {data.kind} source can be read")
 
 
-def check_study_data(site: SiteHome, schema: StudySchema) -> list[CheckResult]:
+def check_study_data(site: SiteHome, study: Study) -> list[CheckResult]:
     """The data fit a study's schema, and are of as many patients as the policy wants."""
     try:
-        table = load_patients(site, schema)
+        table = load_patients(site, study.table, image=study.image)
     except TableFaultsError as error:
         shown = tuple(str(fault) for fault in error.faults[:MAX_SHOWN])
         schema_result = failed(

@@ -32,8 +32,8 @@ def check_site(site: SiteHome, *, study: Study | None = None) -> Iterator[CheckR
 
     yield from _guarded("data", lambda: data.check_data(site))
     if study is not None:
-        table = study.table
-        yield from _guarded("schema", lambda: data.check_study_data(site, table))
+        asked = study
+        yield from _guarded("schema", lambda: data.check_study_data(site, asked))
     yield from _guarded("dry-run", lambda: dry_run.check_dry_run(None if study is None else study.table))
 
 

@@ -174,7 +174,7 @@ def test_no_result_tells_how_many_patients_there_are(site) -> None:
     study = Study.from_toml(STUDY)
     for num in (41, 61):
         patients(num).to_csv(site.data.path, index=False)
-        shown = json.dumps([one.to_dict() for one in check_study_data(site, study.table)])
+        shown = json.dumps([one.to_dict() for one in check_study_data(site, study)])
         assert str(num) not in shown
 
 
@@ -390,7 +390,7 @@ def test_data_that_do_not_fit_a_study_are_found_and_the_faults_stay_on_the_scree
     frame = patients()
     frame.loc[7, "sex"] = "SECRET-VALUE"
     frame.to_csv(site.data.path, index=False)
-    schema, minimum = check_study_data(site, Study.from_toml(STUDY).table)
+    schema, minimum = check_study_data(site, Study.from_toml(STUDY))
     assert_todo(schema, "the table has 1 fault")
     assert "SECRET-VALUE" in " ".join(schema.private)
     assert "SECRET-VALUE" not in json.dumps(schema.to_dict())
@@ -399,9 +399,9 @@ def test_data_that_do_not_fit_a_study_are_found_and_the_faults_stay_on_the_scree
 
 def test_too_few_patients_are_found_without_a_number(site) -> None:
     patients(49).to_csv(site.data.path, index=False)
-    assert_todo(by_name(check_study_data(site, Study.from_toml(STUDY).table))["patients"], "fewer than")
+    assert_todo(by_name(check_study_data(site, Study.from_toml(STUDY)))["patients"], "fewer than")
     patients(50).to_csv(site.data.path, index=False)
-    assert by_name(check_study_data(site, Study.from_toml(STUDY).table))["patients"].passed
+    assert by_name(check_study_data(site, Study.from_toml(STUDY)))["patients"].passed
 
 
 # Dry run
