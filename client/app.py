@@ -8,12 +8,15 @@ from pathlib import Path
 
 from client.flower_adapter import make_app
 from client.home import SiteHome
+from client.interruption import Interruption
 from client.rounds import SiteRounds
+
+interruption = Interruption()  # between the worker, which hears of a run's end, and the round in hand
 
 
 @cache
 def _rounds() -> SiteRounds:
-    return SiteRounds(SiteHome.open(Path(os.environ["FEDTWIN_HOME"])))
+    return SiteRounds(SiteHome.open(Path(os.environ["FEDTWIN_HOME"])), interruption=interruption)
 
 
 app = make_app(lambda request: _rounds().handle(request))

@@ -3,6 +3,11 @@
 Three things: `make_app`, the ClientApp around a handler; `TaskSource`, from which the site's own worker
 takes tasks of the local SuperNode; and `run_supernode`, Flower's SuperNode with shorter pauses.
 
+How a stop gets here: while a task is worked on, the SuperNode asks the coordinator now and then whether its run is
+still running. If it is not, the SuperNode drops the task, whose token is void from then on; the worker's next
+heartbeat is refused, and the round in hand ends. The fleet's calls do not tell a run that was stopped from one
+whose coordinator crashed: both end the round in hand, and a run that goes on later asks again.
+
 A task carries the coordinator's app bundle. It is hashed and never unpacked: what runs is what the site has
 installed. None of Flower's retry helpers is used here, since they end the process on a lost login.
 """
@@ -18,7 +23,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +47,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
+from client.interruption import RoundInterruptedError
 from models.exchange import (
     APP_REFUSED_CODE,
     MESSAGE_TYPES,
@@ -54,7 +60,8 @@ from privacy.cli.folders import write_private
 
 Answer = Callable[[Message, Context], Message]
 
-_HEARTBEAT_SECONDS = 10.0  # a task without one for 60 s is given up by the SuperNode
+_HEARTBEAT_SECONDS = 1.0  # a task without one for 60 s is given up by the SuperNode
+_RUN_CHECK_SECONDS = 2.0
 _BUSY_PAUSE_SECONDS = 0.2
 _IDLE_PAUSE_SECONDS = 3.0
 _PAUSE_GROWTH = 1.15
@@ -125,17 +132,28 @@ class Task:
             app_digest=hashlib.sha256(bundle.content).hexdigest(),
         )
 
-    def run(self, app: Answer) -> None:
+    def run(self, app: Answer, *, on_gone: Callable[[], None] = lambda: None) -> bool:
         """Let the installed app answer.
 
         What an exception says may depend on patients, so that the coordinator is told its type only.
 
+        Args:
+            app: the installed app.
+            on_gone: called, in another thread, when the SuperNode has dropped the task because its run has ended.
+
+        Returns:
+            Whether there was an answer; not if the app raised RoundInterruptedError.
+
         Raises:
             SourceLostError: the reply could not be delivered.
         """
-        with _Heartbeat(self._client):
+        with _Heartbeat(self._client, on_gone):
             try:
                 reply = app(self._message, self._context)
+            except RoundInterruptedError:
+                self._held.clear()
+                self._client.close()
+                return False
             except Exception as error:
                 where = "".join(traceback.format_tb(error.__traceback__))  # lines of code, no values
                 _log.error("the app could not answer: %s\n%s", type(error).__name__, where)
@@ -145,6 +163,7 @@ class Task:
                 )
             else:
                 self._answer(reply, SubStatus.COMPLETED, "")
+        return True
 
     def refuse(self) -> None:
         """Answer that this app is not allowed here.
@@ -282,10 +301,15 @@ def _head_of(message: Message) -> ProtoMessage:
 
 
 class _Heartbeat:
-    """Tells the SuperNode that a task is still worked on; a lost SuperNode is noticed on delivery."""
+    """Tells the SuperNode that a task is still worked on, and hears from it when nobody waits for that any more.
 
-    def __init__(self, client: RuntimeHttpClient) -> None:
+    A SuperNode that was away and no longer knows the task was restarted: the run may well go on, so that the round
+    is worked on to its end, and its reply is there when the coordinator asks again.
+    """
+
+    def __init__(self, client: RuntimeHttpClient, on_gone: Callable[[], None]) -> None:
         self._client = client
+        self._on_gone = on_gone
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -300,8 +324,15 @@ class _Heartbeat:
         while not self._done.wait(_HEARTBEAT_SECONDS):
             try:
                 self._client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                    _log.warning("the run of the task in hand has ended")
+                    self._on_gone()
+                    return
+                _log.warning("heartbeat failed (%s)", error.response.status_code)
             except httpx.HTTPError as error:
-                _log.warning("heartbeat failed (%s)", type(error).__name__)
+                _log.warning("the SuperNode is away (%s); working on", type(error).__name__)
+                return
 
 
 class _Pace:
@@ -313,9 +344,12 @@ class _Pace:
 
     def __init__(self) -> None:
         self._idle = _BUSY_PAUSE_SECONDS
+        self.run_ended = threading.Event()  # of the message that this site's own worker has in hand
 
     def sleep(self, seconds: float) -> None:
         if seconds < 1.0:  # waiting for this site's own worker
+            if self.run_ended.is_set():
+                raise RunNotRunningException
             self._idle = _BUSY_PAUSE_SECONDS
             time.sleep(min(seconds, _BUSY_PAUSE_SECONDS / 2))
         else:
@@ -340,22 +374,84 @@ def _whole(receive: Callable[..., int | None]) -> Callable[..., int | None]:
     SuperNode, which serves one task at a time, would answer one task late from then on.
     """
 
-    def tasks(state: Any) -> dict[int, int]:
-        unfinished = state.get_tasks(statuses=[Status.PENDING, Status.STARTING, Status.RUNNING])
-        return {task.task_id: task.run_id for task in unfinished}
-
     def receive_whole(*, state: Any, **rest: Any) -> int | None:
-        tasks_before, messages_before = tasks(state), set(state.msg_store)
+        tasks_before, messages_before = _unfinished(state), set(state.msg_store)
         received = receive(state=state, **rest)
         if received is None:
-            for task_id, run_id in tasks(state).items():
-                if task_id not in tasks_before:
-                    _log.warning("dropped a task of run %s, which ended while it was received", run_id)
-                    state.finish_task(task_id, sub_status=SubStatus.STOPPED, details="the run has ended")
-            state.delete_messages(message_ids=list(set(state.msg_store) - messages_before))
+            _drop(state, set(_unfinished(state)) - set(tasks_before), set(state.msg_store) - messages_before)
         return received
 
     return receive_whole
+
+
+class _WhileRunning:
+    """Give up a message whose run has ended while the site's worker has it in hand.
+
+    Flower waits for the reply for as long as it takes, though nobody can take it any more.
+
+    Args:
+        pace: through which Flower's loop pauses while it waits.
+    """
+
+    def __init__(self, pace: _Pace) -> None:
+        self._pace = pace
+        self._run_id: int | None = None
+        self._get_run: Callable[[int], Any] | None = None
+
+    def receiving(self, receive: Callable[..., int | None]) -> Callable[..., int | None]:
+        """Flower's step that receives a message: remember of which run, and how to ask for it."""
+
+        def remember(*, get_run: Callable[[int], Any], **rest: Any) -> int | None:
+            self._get_run = get_run
+            self._run_id = receive(get_run=get_run, **rest)
+            return self._run_id
+
+        return remember
+
+    def replying(self, reply: Callable[..., None]) -> Callable[..., None]:
+        """Flower's step that waits for the reply and sends it."""
+
+        def reply_while_running(*, state: Any, object_store: Any, **rest: Any) -> None:
+            done = threading.Event()
+            self._pace.run_ended = threading.Event()
+            threading.Thread(target=self._watch, args=(done, self._pace.run_ended), daemon=True).start()
+            try:
+                reply(state=state, object_store=object_store, **rest)
+            except RunNotRunningException:
+                _drop(state, set(_unfinished(state)), set(state.msg_store))
+                object_store.delete_objects_in_run(self._run_id)
+            finally:
+                done.set()
+                self._pace.run_ended = threading.Event()
+
+        return reply_while_running
+
+    def _watch(self, done: threading.Event, run_ended: threading.Event) -> None:
+        """In a thread of its own: a coordinator that is away must not hold up a reply that is ready."""
+        assert self._get_run is not None  # a message was received
+        assert self._run_id is not None
+        while not done.wait(_RUN_CHECK_SECONDS):
+            try:
+                self._get_run(self._run_id)
+            except RunNotRunningException:
+                run_ended.set()
+                return
+            except httpx.HTTPError as error:
+                _log.warning("whether run %s goes on is not known (%s)", self._run_id, type(error).__name__)
+
+
+def _unfinished(state: Any) -> dict[int, int]:
+    """Tasks and their runs; the SuperNode serves one message at a time."""
+    unfinished = state.get_tasks(statuses=[Status.PENDING, Status.STARTING, Status.RUNNING])
+    return {task.task_id: task.run_id for task in unfinished}
+
+
+def _drop(state: Any, task_ids: Collection[int], message_ids: Collection[str]) -> None:
+    """End tasks that nobody waits for; their tokens are void from now on."""
+    for task_id in task_ids:
+        _log.warning("dropped a task, since its run has ended")
+        state.finish_task(task_id, sub_status=SubStatus.STOPPED, details="the run has ended")
+    state.delete_messages(message_ids=list(message_ids))
 
 
 def run_supernode() -> None:
@@ -365,9 +461,13 @@ def run_supernode() -> None:
     """
     loop = importlib.import_module("flwr.supernode.start_client_internal")
     command = importlib.import_module("flwr.supernode.cli.flower_supernode")
-    loop.time = _Pace()  # type: ignore[attr-defined]
+    pace = _Pace()
+    running = _WhileRunning(pace)
+    loop.time = pace  # type: ignore[attr-defined]
     loop.pull_objects = _soon(loop.pull_objects)  # type: ignore[attr-defined]
-    loop._pull_and_store_message = _whole(loop._pull_and_store_message)  # type: ignore[attr-defined]
+    receive = _whole(loop._pull_and_store_message)  # type: ignore[attr-defined]
+    loop._pull_and_store_message = running.receiving(receive)  # type: ignore[attr-defined]
+    loop._push_messages = running.replying(loop._push_messages)  # type: ignore[attr-defined]
     try:
         command.flower_supernode()
     finally:

@@ -201,6 +201,11 @@ class Guard:
         if debit.claim is not None:
             debit.claim.release()
 
+    def give_up(self, debit: Debit) -> None:
+        """Let go of a round without a reply: its debit stays spent, and the same request may be computed again."""
+        if debit.claim is not None:
+            debit.claim.release()
+
     def decide(
         self, study_digest: str, decision: Decision, *, study_name: str, by: str, reason: str = ""
     ) -> None:

@@ -3,6 +3,15 @@
 No Flower in here: a request goes in, a reply comes out. The order is the promise: nothing random is drawn for a
 release before its debit is on the disk, and nothing is sent before the reply is kept, so that a retry gets
 the same bytes and never a second release.
+
+A round that was debited and then interrupted (its run was stopped, the worker was killed) has no reply. Asked again
+with the same request it is computed again under the same debit. Why that is sound: a debit pays for one output of
+the mechanism to leave the site, and one leaves. Of the interrupted attempt nothing does, neither its noise nor its
+weights: a reply is sent only after it was settled, a settled round is never computed again, and the discriminator
+belongs to the round it came out of, so that the new attempt starts from the one of the round before. The new
+attempt draws its own coins and noise, independent of the first, and whether there is a new attempt depends on the
+run's fate, not on anything that the first one drew or saw. So what leaves has the distribution of one execution,
+which is what was debited. Outside of this, as for every round: how long an attempt takes, which its run may have seen.
 """
 
 from __future__ import annotations
@@ -22,6 +31,7 @@ from client.code import code_digest
 from client.connectors import DataSourceError
 from client.guard import Debit, Guard, RefusedError
 from client.home import SiteHome
+from client.interruption import Interruption, RoundInterruptedError
 from client.patients import LoadedPatients, PatientDraws, PatientTables
 from client.policy import PolicyError, load_policy
 from client.state import SiteState
@@ -30,7 +40,7 @@ from models.discriminator import Discriminator
 from models.exchange import Refusal, RoundReply, RoundRequest
 from models.faults import TableFaultsError
 from models.measurement import Measurement
-from models.refinement import refine_generator
+from models.refinement import PerRecordLoss, refine_generator
 from models.table import EncodedTable
 from privacy.dpsgd import DiscriminatorTrainer
 from privacy.events import MechanismEvent
@@ -59,17 +69,25 @@ class SiteRounds:
     Args:
         site: the site's folder and settings.
         noise: the source of all randomness in mechanisms; the system's by default.
+        interruption: ends a round that nobody waits for any more.
     """
 
-    def __init__(self, site: SiteHome, *, noise: NoiseSource | None = None) -> None:
+    def __init__(
+        self, site: SiteHome, *, noise: NoiseSource | None = None, interruption: Interruption | None = None
+    ) -> None:
         self._site = site
+        self._interruption = interruption or Interruption()
         self._noise = noise or SystemNoise()
         self._state = SiteState(site.state)
         self._witness = Witness(site.state / "newest.checkpoint", site.receipt_key(), site.coordinator_key)
         self._patients = PatientTables(site, self._noise)
 
     def handle(self, request: RoundRequest) -> RoundReply:
-        """Answer one request; never raises, since what an exception says may depend on patients."""
+        """Answer one request; raises nothing else, since what an exception says may depend on patients.
+
+        Raises:
+            RoundInterruptedError: the run is gone. What was debited stays spent; nothing was kept.
+        """
         try:
             witnessed = self._witness.look(request.checkpoint)
         except LedgerVerificationError as error:
@@ -87,6 +105,8 @@ class SiteRounds:
                     "request", "the request shows no checkpoint that continues the one seen last"
                 )
             return self._answer(request)
+        except RoundInterruptedError:
+            raise
         except RefusedError as error:
             log.warning("%s round %s refused: %s", request.kind, request.round, error)
             if error.code in SPOKEN_CODES:
@@ -129,7 +149,13 @@ class SiteRounds:
         if debit.reply_digest is not None:
             return self._state.reply(request.run, request.round, debit.reply_digest)
         mechanism = self._measure if request.kind == "measure" else self._refine
-        reply = self._sign(request, guard, debit, events, patients, mechanism(request, table))
+        try:
+            arrays = mechanism(request, table)
+            self._interruption.check()
+        except RoundInterruptedError:
+            guard.give_up(debit)
+            raise
+        reply = self._sign(request, guard, debit, events, patients, arrays)
         guard.settle(debit, reply_digest=self._state.keep_reply(reply))
         return reply
 
@@ -167,7 +193,7 @@ class SiteRounds:
         multiplier = request.study.measure.noise_multiplier
         assert multiplier is not None  # is_calibrated was checked
         noisy = release_sum(
-            measurement.sum(table),
+            measurement.sum(table, progress=lambda _: self._interruption.check()),
             max_norm=measurement.sensitivity,
             noise_multiplier=multiplier,
             noise=self._noise,
@@ -196,12 +222,12 @@ class SiteRounds:
             noise=self._noise,
         )
         patients = PatientDraws(table, study.table.cardinalities, self._noise)
-        update = refine_generator(
-            study,
-            request.arrays,
-            discriminator,
-            dp_step=lambda fakes, real_loss, fake_loss: trainer.step(patients, fakes, real_loss, fake_loss),
-        )
+
+        def dp_step(fakes: Tensor, real_loss: PerRecordLoss, fake_loss: PerRecordLoss) -> None:
+            self._interruption.check()
+            trainer.step(patients, fakes, real_loss, fake_loss)
+
+        update = refine_generator(study, request.arrays, discriminator, dp_step=dp_step)
         self._state.keep_discriminator(request.run, request.round, discriminator.state_dict())
         return update
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from client.flower_adapter import Answer, SourceLostError, TaskHead, TaskSource
 from client.home import SiteHome
+from client.interruption import Interruption
 from privacy.cli.supervisor import WORKER_READY
 
 FOREIGN_APP = "foreign-app"  # the kind of a refused app's entry in the site's record
@@ -33,6 +34,7 @@ def run_worker(
     *,
     allowed_apps: Callable[[], Collection[str]],
     on_refused: Callable[[TaskHead], None],
+    interruption: Interruption | None = None,
     stop_event: threading.Event | None = None,
 ) -> None:
     """Answer tasks until told to stop.
@@ -42,9 +44,11 @@ def run_worker(
         app: the installed app; it runs in this process.
         allowed_apps: digests of apps that the policy allows now; asked before every task.
         on_refused: called for each task of another app, after the coordinator was told.
+        interruption: through which the app hears that the run of the task in hand is gone.
         stop_event: ends the loop between two tasks.
     """
     stop = stop_event or threading.Event()
+    interruption = interruption or Interruption()
     source = TaskSource(
         port=home.supernode_port,
         secret=home.worker_secret.read_bytes(),
@@ -57,7 +61,7 @@ def run_worker(
     try:
         while not stop.is_set():
             try:
-                if _serve_one(source, app, allowed_apps, on_refused):
+                if _serve_one(source, app, allowed_apps, on_refused, interruption):
                     pause = _BUSY_PAUSE_SECONDS
                 else:
                     stop.wait(pause)
@@ -74,6 +78,7 @@ def _serve_one(
     app: Answer,
     allowed_apps: Callable[[], Collection[str]],
     on_refused: Callable[[TaskHead], None],
+    interruption: Interruption,
 ) -> bool:
     task = source.acquire()
     if task is None:
@@ -87,15 +92,17 @@ def _serve_one(
         task.refuse()
         return True
     started = time.monotonic()
-    task.run(app)
-    _log.info("run %s: answered %s in %.2f s", head.run_id, head.message_type, time.monotonic() - started)
+    interruption.begin()
+    answered = task.run(app, on_gone=interruption.ask)
+    what = "answered" if answered else "gave up"
+    _log.info("run %s: %s %s in %.2f s", head.run_id, what, head.message_type, time.monotonic() - started)
     return True
 
 
 def main() -> None:
     """Serve the site that FEDTWIN_HOME names."""
     configure_logging()
-    from client.app import app
+    from client.app import app, interruption
     from privacy.cli.rooms import check_rooms
 
     check_rooms()
@@ -105,6 +112,7 @@ def main() -> None:
         app,
         allowed_apps=lambda: _allowed_apps(home),
         on_refused=lambda head: note_foreign_app(home, head),
+        interruption=interruption,
     )
 
 

@@ -68,12 +68,12 @@ class Measurement:
 
         Args:
             table: records, with pictures where the study has them.
-            progress: called with the done part of the pictures.
+            progress: called with the done part, of the table first and then of the pictures.
 
         Raises:
             ValueError: the records have no pictures and the study does, or another shape.
         """
-        moments = self.table.sum(table)
+        moments = self.table.sum(table, progress=progress)
         if self.image is None:
             return moments
         if table.images is None:

@@ -23,7 +23,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -147,7 +147,7 @@ class MomentLayout:
             squared += LABEL_TRIPLE_WEIGHT**2 * parts[self.label] * pair_sum(others)
         return self.sensitivity / math.sqrt(squared)
 
-    def sum(self, table: EncodedTable) -> Tensor:
+    def sum(self, table: EncodedTable, *, progress: Callable[[float], None] | None = None) -> Tensor:
         """The vector summed over patients: float64 (size,).
 
         Privacy: exact sums of patients; to be noised before anything else (`privacy.mechanisms.release_sum`
@@ -158,6 +158,7 @@ class MomentLayout:
 
         Args:
             table: any number of patients; a patient with k records counts 1/k in each.
+            progress: called with the done part, once per chunk of records.
         """
         if table.codes.shape[1] != self.num_columns:
             raise ValueError(f"the table has {table.codes.shape[1]} columns, the layout {self.num_columns}")
@@ -170,6 +171,8 @@ class MomentLayout:
             weights = (1 / records.double()).repeat_interleave(records)
         places = column_offsets(self.cardinalities)[:-1]
         for start in range(0, table.num_records, _CHUNK_RECORDS):
+            if progress is not None:
+                progress(start / table.num_records)
             codes = table.codes[start : start + _CHUNK_RECORDS].long()  # large tables come as narrow integers
             placed = codes + places
             for a, d in enumerate(self.cardinalities):
