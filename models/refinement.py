@@ -1,4 +1,4 @@
-"""Refine: the anchored GAN. The site's part without the patients, and the coordinator's aggregation.
+"""Refine: the anchored GAN. The site's part without the patients, and how a generator is scored.
 
 At a site the discriminator takes DP-SGD steps on patients against hard generated records; then the generator
 takes a step against that discriminator, which is post-processing of it. The measured moments stay in the
@@ -7,7 +7,7 @@ generator's loss as an anchor, so that a noisy discriminator cannot carry it awa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,12 @@ from models.anchor import Anchor
 from models.generator import MixtureGenerator
 from models.losses import fake_loss, generator_loss, real_loss
 from models.moments import LABEL_TRIPLE_WEIGHT, MomentLayout, pair_sum
-from models.study import Study
+from models.study import RefineSettings, Study
 
 PerRecordLoss = Callable[[Tensor], Tensor]
 DpStep = Callable[[Tensor, PerRecordLoss, PerRecordLoss], None]
+
+_BETAS = (0.5, 0.9)
 
 
 def refine_generator(
@@ -44,9 +46,7 @@ def refine_generator(
     settings, cardinalities = study.refine, study.table.cardinalities
     generator = MixtureGenerator.from_arrays(arrays, cardinalities)
     anchor = Anchor.from_tensor(MomentLayout.of(study.table), arrays["anchor"])
-    optimizer = torch.optim.Adam(
-        generator.parameters(), lr=settings.generator_learning_rate, betas=(0.5, 0.9)
-    )
+    optimizer = torch.optim.Adam(generator.parameters(), lr=settings.generator_learning_rate, betas=_BETAS)
     base = generator.to_arrays()
     for _ in range(settings.generator_steps):
         for _ in range(settings.discriminator_steps):
@@ -65,6 +65,22 @@ def refine_generator(
         )
     refined = generator.to_arrays()
     return {name: refined[name] - base[name] for name in base}
+
+
+def largest_move(settings: RefineSettings) -> float:
+    """How far a coordinate of the generator can move in one round, whatever the gradients, from public settings.
+
+    A step of Adam is the learning rate times |m|/sqrt(v), where both are sums over the past gradients with weights
+    that fall by beta1 and beta2; by Cauchy and Schwarz no gradients make the ratio larger than the factor below,
+    and for these betas the corrections of the first steps only shorten it.
+
+    References:
+        Kingma, Ba: Adam: a method for stochastic optimization, ICLR 2015, section 2.1.
+    """
+    first, second = _BETAS
+    factor = (1 - first) / (1 - second) ** 0.5 / (1 - first**2 / second) ** 0.5
+    # 1 % for rounding in float32.
+    return 1.01 * factor * settings.generator_learning_rate * settings.generator_steps
 
 
 def generator_step(
@@ -90,29 +106,6 @@ def generator_step(
         parameter.grad = gradient
     optimizer.step()
     return loss.item()
-
-
-def aggregate(base: Mapping[str, Tensor], updates: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The next shared generator: the base plus the mean of the sites' updates, with public, equal weights.
-
-    Args:
-        base: the generator that the round started from.
-        updates: of the accepted sites, at least one, with the base's names and shapes.
-
-    Raises:
-        ValueError: there is no update, or one does not match the base.
-    """
-    if not updates:
-        raise ValueError("there is no update to aggregate")
-    for update in updates:
-        if {name: array.shape for name, array in update.items()} != {
-            name: array.shape for name, array in base.items()
-        }:
-            raise ValueError("an update's names or shapes differ from the generator's")
-    return {
-        name: array + torch.stack([update[name] for update in updates]).mean(0)
-        for name, array in base.items()
-    }
 
 
 def score(study: Study, generator: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> dict[str, float]:

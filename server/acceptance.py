@@ -1,4 +1,4 @@
-"""Whether a site's reply may count: signature, freshness, digests, shapes, finiteness and size, checked once."""
+"""Whether a site's reply may count: signature, freshness, digests, shapes, finiteness, size and sense, checked once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from models.exchange import RoundReply, RoundRequest
+from models.measurement import Measurement
+from models.plausibility import ImplausibleError, check_moments, check_refinement
 from privacy.canonical import digest
 from privacy.events import MechanismEvent
 from privacy.receipt import Receipt, ReceiptError, open_receipt
@@ -58,7 +60,7 @@ def open_reply(request: RoundRequest, reply: RoundReply, *, site: str, key: Veri
 def check_update(
     request: RoundRequest, reply: RoundReply, receipt: Receipt, *, expected: Mapping[str, Tensor]
 ) -> None:
-    """Check the arrays of a reply: those that the receipt vouches for, of the right form, finite and bounded.
+    """Check the arrays of a reply: those that the receipt vouches for, of the right form, finite and plausible.
 
     Args:
         request, reply, receipt: as `open_reply` has checked them.
@@ -69,8 +71,22 @@ def check_update(
     """
     _same("receipt's update digest", receipt.update_digest, reply.update_digest)
     _check_arrays(reply.arrays, expected)
-    if request.kind == "refine":
-        _check_norm(reply.arrays, request.study.federation.max_update_norm)
+    study = request.study
+    try:
+        if request.kind == "measure":
+            measurement, multiplier = Measurement.of(study), study.measure.noise_multiplier
+            assert multiplier is not None  # a registered study is calibrated
+            check_moments(
+                measurement.table,
+                reply.arrays["moments"],
+                noise_std=multiplier * measurement.sensitivity,
+                sensitivity=measurement.sensitivity,
+            )
+        if request.kind == "refine":
+            _check_norm(reply.arrays, study.federation.max_update_norm)
+            check_refinement(study, reply.arrays)
+    except ImplausibleError as error:
+        raise ReplyRejectedError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """The round loop: quote, measure, warm-start, refine, release. One transaction a round; resumes from the last one.
 
-The loop trusts no reply: each is checked once (`server.acceptance`), what passes is aggregated with public,
-equal weights if the quorum is met, and everything that happened becomes ledger entries with the round.
+The loop trusts no reply: each is checked once (`server.acceptance`). What passes becomes one by the study's rule
+with public weights (`models.aggregation`) if the quorum is met, and everything that happened becomes ledger entries
+with the round.
 
 Who is asked: the sites that were ready when they were last quoted. One that refuses or stays silent is not asked
 to spend again until it has answered another quote; such quotes travel with later rounds, so that nobody waits
@@ -20,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.aggregation import aggregate, combine_moments
 from models.digests import digest_of
 from models.exchange import MessageKind, RoundReply, RoundRequest
 from models.measurement import Measurement
-from models.refinement import aggregate, score
+from models.refinement import score
 from models.study import Study
 from models.study_generator import fit_study
 from models.weights import decode_arrays, encode_arrays
@@ -232,9 +234,18 @@ class RoundLoop:
         self._report("warm-start", 0)
         multiplier = self._study.measure.noise_multiplier
         assert multiplier is not None  # a registered study is calibrated
-        total = torch.stack([reply.arrays["moments"] for reply in finished.accepted.values()]).sum(0)
-        noise_std = multiplier * measurement.sensitivity * len(finished.accepted) ** 0.5
-        fitted = fit_study(self._study, total, noise_std=noise_std, progress=self._while_fitting())
+        combined = combine_moments(
+            measurement.table,
+            [reply.arrays["moments"] for reply in finished.accepted.values()],
+            self._study.federation,
+            noise_std=multiplier * measurement.sensitivity,
+        )
+        for site, share, claimed in zip(finished.accepted, combined.shares, combined.claimed, strict=True):
+            if share < 0.99 * claimed:
+                self._say(f"{site} counts for {share:.0%} of the patients, {claimed:.0%} by its own number")
+        fitted = fit_study(
+            self._study, combined.vector, noise_std=combined.noise_std, progress=self._while_fitting()
+        )
         self._record(
             finished,
             "measure",
@@ -268,7 +279,8 @@ class RoundLoop:
         anchor = decode_arrays(self._store.load(last.arrays["anchor"]))
         started = time.monotonic()
         finished = self._exchange(number, "refine", {**base, **anchor}, base)
-        generator = aggregate(base, [reply.arrays for reply in finished.accepted.values()])
+        updates = [reply.arrays for reply in finished.accepted.values()]
+        generator = aggregate(base, updates, self._study.federation)
         self._record(finished, "refine", generator, anchor, score(self._study, generator, anchor), started)
 
     def _release(self) -> Release:

@@ -1,4 +1,4 @@
-"""The refine phase without patients: what a site does around its DP steps, and what the coordinator adds up."""
+"""The refine phase without patients: what a site does around its DP steps, and how a generator is scored."""
 
 import json
 
@@ -10,7 +10,7 @@ from models.discriminator import Discriminator
 from models.generator import MixtureGenerator
 from models.losses import fake_loss, generator_loss, real_loss
 from models.moments import MomentLayout
-from models.refinement import aggregate, generator_step, refine_generator, score
+from models.refinement import generator_step, refine_generator, score
 from models.study import Study
 from models.table import EncodedTable, one_hot
 
@@ -111,25 +111,6 @@ def test_losses_are_one_per_record_and_non_saturating():
         assert loss(logits).shape == (3,)
     (gradient,) = torch.autograd.grad(generator_loss(logits).sum(), [logits])
     assert gradient[0].abs() > 0.99  # a generated record that is told apart easily still teaches
-
-
-def test_the_next_generator_is_the_base_plus_the_mean_update(arrays):
-    base = {name: arrays[name] for name in ("logits", "component_logits")}
-    ones = {name: torch.ones_like(value) for name, value in base.items()}
-    threes = {name: 3 * torch.ones_like(value) for name, value in base.items()}
-    following = aggregate(base, [ones, threes])
-    for name, value in base.items():
-        torch.testing.assert_close(following[name], value + 2)
-
-
-def test_updates_that_do_not_match_are_refused(arrays):
-    base = {name: arrays[name] for name in ("logits", "component_logits")}
-    with pytest.raises(ValueError, match="no update"):
-        aggregate(base, [])
-    with pytest.raises(ValueError, match="differ"):
-        aggregate(base, [{"logits": base["logits"]}])
-    with pytest.raises(ValueError, match="differ"):
-        aggregate(base, [{**base, "logits": base["logits"][:1]}])
 
 
 def test_a_worse_generator_scores_worse(study, arrays):

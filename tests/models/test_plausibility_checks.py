@@ -1,0 +1,167 @@
+"""What a reply cannot be: honest sites of any size and kind pass, broken and hostile ones are told in words."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from models.anchor import Anchor
+from models.discriminator import Discriminator
+from models.generator import MixtureGenerator
+from models.moments import MomentLayout
+from models.plausibility import (
+    ImplausibleError,
+    check_moments,
+    check_refinement,
+    redundancy,
+)
+from models.refinement import largest_move, refine_generator
+from models.study import Study
+from models.table import EncodedTable
+
+CARDS = (6, 9, 8, 7, 2)
+LAYOUT = MomentLayout(CARDS, 4)
+
+
+def table(n: int, seed: int, *, rows: int = 1, kind: str = "any") -> EncodedTable:
+    source = torch.Generator().manual_seed(seed)
+    codes = torch.stack([torch.randint(d, (n * rows,), generator=source) for d in CARDS], 1)
+    if kind == "alike":  # every patient the same: the most extreme tables there are
+        codes = codes[:1].expand(n * rows, -1)
+    if kind == "tied":  # columns that determine each other
+        codes = torch.stack([codes[:, 0] % d for d in CARDS], 1)
+    return EncodedTable(codes, torch.arange(0, n * rows + 1, rows))
+
+
+def noisy(exact: torch.Tensor, noise_std: float, seed: int) -> torch.Tensor:
+    source = torch.Generator().manual_seed(seed)
+    return exact + noise_std * torch.randn(LAYOUT.size, generator=source, dtype=torch.float64)
+
+
+def check(vector: torch.Tensor, noise_std: float) -> None:
+    check_moments(LAYOUT, vector, noise_std=noise_std, sensitivity=LAYOUT.sensitivity)
+
+
+@pytest.mark.parametrize("kind", ["any", "alike", "tied"])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("n", "noise_std"), [(60, 4.0), (500, 4.0), (5_000, 60.0), (50_000, 1.0)])
+def test_honest_sites_of_every_size_and_kind_pass(kind, rows, n, noise_std):
+    exact = LAYOUT.sum(table(n, 0, rows=rows, kind=kind))
+    for seed in range(40):
+        check(noisy(exact, noise_std, seed), noise_std)
+
+
+def test_what_is_noise_for_certain_has_the_noises_size():
+    exact, ratios = LAYOUT.sum(table(3_000, 1)), []
+    for seed in range(200):
+        energy, freedom = redundancy(LAYOUT, noisy(exact, 7.0, seed))
+        ratios.append(energy / (freedom * 7.0**2))
+    found = torch.tensor(ratios)
+    assert float(found.mean()) == pytest.approx(1.0, abs=4 * (2 / freedom / 200) ** 0.5)
+    assert float(found.std()) == pytest.approx((2 / freedom) ** 0.5, rel=0.2)  # chi-square's spread
+    assert redundancy(LAYOUT, exact)[0] == pytest.approx(0.0, abs=1e-6)
+
+
+EXACT = LAYOUT.sum(table(3_000, 2))
+HONEST = noisy(EXACT, 10.0, 0)
+HOSTILE = {
+    "sign flip": (-HONEST, "within the noise of none"),
+    "scaled with its noise": (1e6 * HONEST, "contradict each other"),
+    "twice": (2 * HONEST, "contradict each other"),
+    "zeros": (torch.zeros_like(HONEST), "times the noise that the study demands"),
+    "no noise": (EXACT, "times the noise that the study demands"),
+    "half the noise": (noisy(EXACT, 5.0, 0), "times the noise that the study demands"),
+    "only noise": (noisy(0 * EXACT, 10.0, 3), "within the noise of none"),
+    "shuffled": (HONEST.flip(0), "contradict each other"),
+    "negative counts": (noisy(EXACT - LAYOUT.sum(table(900, 3, kind="alike")), 10.0, 1), "below zero"),
+    "interactions turned": (
+        noisy(
+            torch.cat([tied[: LAYOUT.width], -tied[LAYOUT.width :]])
+            if (tied := LAYOUT.sum(table(3_000, 4, kind="tied"))) is not None
+            else EXACT,
+            10.0,
+            1,
+        ),
+        "below zero",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_vector_that_no_patients_can_make_is_told_in_words(name):
+    vector, said = HOSTILE[name]
+    with pytest.raises(ImplausibleError, match=said):
+        check(vector, 10.0)
+
+
+def test_a_tail_that_is_too_long_is_told_by_its_norm():
+    more = torch.cat([HONEST, torch.full((50,), 1e6, dtype=torch.float64)])
+    with pytest.raises(ImplausibleError, match="norm"):
+        check_moments(LAYOUT, more, noise_std=10.0, sensitivity=2 * LAYOUT.sensitivity)
+
+
+def test_one_column_is_enough():
+    layout = MomentLayout((4,))
+    codes = torch.arange(400)[:, None] % 4
+    vector = layout.sum(EncodedTable(codes, torch.arange(401)))
+    check_moments(layout, vector, noise_std=1.0, sensitivity=layout.sensitivity)
+
+
+@pytest.fixture
+def study() -> Study:
+    columns = [
+        {"kind": "categorical", "name": f"c{k}", "categories": [f"v{j}" for j in range(d)]}
+        for k, d in enumerate(CARDS)
+    ]
+    definition = {
+        "name": "refine",
+        "privacy": {"epsilon": 1.0, "delta": 1e-5},
+        "measure": {"budget_share": 0.5},
+        "refine": {"rounds": 1, "generator_steps": 40, "discriminator_steps": 1, "num_fakes": 32},
+        "table": {"columns": columns, "label": "c4"},
+    }
+    return Study.from_dict(json.loads(json.dumps(definition)))
+
+
+@pytest.mark.parametrize("harm", [1.0, 1e6])
+def test_no_gradient_carries_an_honest_update_beyond_the_bound(study, harm):
+    torch.manual_seed(0)
+    generator = MixtureGenerator(torch.randn(8, sum(CARDS)), torch.zeros(8), CARDS)
+    anchor = Anchor.from_sum(LAYOUT, EXACT, noise_std=1.0).to_tensor()
+    discriminator = Discriminator(sum(CARDS), 16)
+
+    def jolt(*_: object) -> None:  # a discriminator that changes its mind as hard as it can
+        with torch.no_grad():
+            for parameter in discriminator.parameters():
+                parameter.copy_(harm * torch.randn_like(parameter) * (torch.rand(()) < 0.3))
+
+    update = refine_generator(study, {**generator.to_arrays(), "anchor": anchor}, discriminator, dp_step=jolt)
+    check_refinement(study, update)
+    moved = max(float(array.abs().max()) for array in update.values())
+    assert moved > 0.02 * largest_move(study.refine)
+
+
+def test_the_bound_is_nearly_reached_by_the_worst_gradients(study):
+    # Cauchy and Schwarz with equality: gradients that grow as (beta2 / beta1)^t.
+    parameter = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([parameter], lr=1.0, betas=(0.5, 0.9), eps=1e-30)
+    longest = 0.0
+    for step in range(60):
+        before = parameter.item()
+        parameter.grad = torch.full((1,), (0.9 / 0.5) ** step, dtype=torch.float64)
+        optimizer.step()
+        longest = max(longest, abs(parameter.item() - before))
+    bound = largest_move(
+        study.refine.model_copy(update={"generator_steps": 1, "generator_learning_rate": 1.0})
+    )
+    assert 0.95 * bound < longest < bound
+
+
+def test_updates_that_no_round_gives_are_told_in_words(study):
+    bound = largest_move(study.refine)
+    with pytest.raises(ImplausibleError, match="moved by"):
+        check_refinement(study, {"logits": torch.tensor([0.0, 1.1 * bound])})
+    with pytest.raises(ImplausibleError, match="no step was taken"):
+        check_refinement(study, {"logits": torch.zeros(3), "component_logits": torch.zeros(2)})
