@@ -9,6 +9,7 @@ import typer
 
 from client import check_command, join_command, leave_command
 from client.opened import Home, open_home
+from client.page import command as page_command
 from privacy.cli.problem import say_problem
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ app = typer.Typer(
 join_command.add_commands(app)
 check_command.add_commands(app)
 leave_command.add_commands(app)
+page_command.add_commands(app)
 
 
 @app.command()
@@ -75,20 +77,13 @@ def withdraw(home: Home, study: Study, by: By, reason: Reason) -> None:
 
 
 def _decide(home: Path, study: str, decision: Any, by: str, reason: str) -> None:
-    guard = _guard(open_home(home))
-    asked = [one for one in guard.requests() if study in (one.study_name, one.study_digest)]
-    if len(asked) != 1:
-        known = ", ".join(
-            one.study_digest if len(asked) > 1 else one.study_name for one in asked or guard.requests()
-        )
-        raise say_problem(
-            f"{study!r} names {len(asked)} studies that asked; name one of: {known or 'none has asked yet'}"
-        )
+    from client.decisions import DecisionError, decide
+
     try:
-        guard.decide(asked[0].study_digest, decision, study_name=asked[0].study_name, by=by, reason=reason)
-    except ValueError as error:
+        asked = decide(_guard(open_home(home)), study, decision, by=by, reason=reason)
+    except DecisionError as error:
         raise say_problem(error) from None
-    typer.echo(f"Study {asked[0].study_name!r} is {decision}.")
+    typer.echo(f"Study {asked.study_name!r} is {decision}.")
 
 
 @app.command()
@@ -115,7 +110,7 @@ def validate(
 
     opened = open_home(home)
     try:
-        load_patients(opened, Study.from_toml(study.read_text()).table)
+        load_patients(opened, Study.from_toml(study.read_text()))
     except (OSError, StudyError, DataSourceError, TableFaultsError) as error:
         raise say_problem(error) from None
     typer.echo("The data fits the study. Nothing was sent anywhere.")
