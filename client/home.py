@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +38,9 @@ path = {path}
 # The column that says whose record a line is; empty when every line is another patient.
 patient_id = {patient_id}
 
+# A study whose patients are elsewhere, such as in a folder of images, has a section of its own:
+# [studies.NAME.data]
+
 [supernode]
 # Loopback only: between the SuperNode and this site's own worker.
 port = {port}
@@ -58,10 +62,15 @@ class _SuperNode(_Section):
     port: int = Field(ge=1, le=65535)
 
 
+class _StudySection(_Section):
+    data: DataSettings
+
+
 class _Settings(_Section):
     name: str = Field(pattern=NAME_PATTERN)
     coordinator: _Coordinator
     data: DataSettings
+    studies: dict[str, _StudySection] = Field(default_factory=dict)
     supernode: _SuperNode
 
 
@@ -76,6 +85,7 @@ class SiteHome:
         coordinator_url: the coordinator's API; empty where nobody said.
         coordinator_key: the pinned key of the coordinator's ledger.
         data: where the site's patients are; a value of its kind.
+        study_data: the same for studies that have a source of their own, by study.
         supernode_port: where the SuperNode serves this site's worker, on the loopback interface.
     """
 
@@ -86,6 +96,7 @@ class SiteHome:
     coordinator_key: VerifyKey
     data: DataSource
     supernode_port: int
+    study_data: Mapping[str, DataSource] = field(default_factory=dict)
 
     @classmethod
     def create(
@@ -169,8 +180,16 @@ class SiteHome:
             coordinator_url=settings.coordinator.url.rstrip("/"),
             coordinator_key=key,
             data=settings.data.within(path),
+            study_data={name: section.data.within(path) for name, section in settings.studies.items()},
             supernode_port=settings.supernode.port,
         )
+
+    def data_for(self, study: str) -> DataSource:
+        """Where the patients of a study are: its own section of site.toml, else `[data]`.
+
+        Privacy: whatever the source, the site has one record: a patient's budget is the sum over all of them.
+        """
+        return self.study_data.get(study, self.data)
 
     @property
     def policy_file(self) -> Path:
@@ -241,6 +260,7 @@ def _setting(place: tuple[int | str, ...], fault: str) -> str:
     """The setting at fault as it stands in the file: pydantic puts the kind's name behind `data`."""
     if fault.startswith("union_tag"):
         place = (*place, "kind")
-    elif place[:1] == ("data",):
-        place = ("data", *place[2:])
+    elif "data" in place:
+        at = place.index("data") + 1
+        place = (*place[:at], *place[at + 1 :])
     return ".".join(map(str, place))

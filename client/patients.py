@@ -12,7 +12,7 @@ import rfc8785
 import torch
 from torch import Tensor
 
-from client.connectors import DataSourceError, PatientSource, open_source
+from client.connectors import DataSource, DataSourceError, PatientSource, open_source
 from client.connectors.image_records import ImageShape
 from client.connectors.image_source import open_images, table_of
 from client.encoded_tables import (
@@ -35,9 +35,8 @@ from privacy.noise import NoiseSource, SystemNoise
 
 def load_patients(
     site: SiteHome,
-    schema: StudySchema,
+    study: Study,
     *,
-    image: ImageSchema | None = None,
     noise: NoiseSource | None = None,
     occasion: str = "",
     spill_bytes: int = SPILL_BYTES,
@@ -50,22 +49,24 @@ def load_patients(
 
     Args:
         site: whose data.
-        schema: what they must fit.
-        image: the pictures that go with the rows, in a study that has them.
+        study: which of the site's sources, and the schema that they must fit; with the rows come their pictures
+            where it has pictures.
         noise: chooses the records of a patient who has too many, where the study says `sample`.
         occasion: for a database, what it is read once for, such as a run's identifier.
         spill_bytes: see above.
 
     Raises:
-        DataSourceError: the data cannot be read, or the site names a patient column that the study ignores.
+        DataSourceError: the data cannot be read, are not of the study's kind, or the site names a patient column
+            that the study ignores.
         TableFaultsError: they do not fit the schema; lists row (or patient) and column of each fault.
     """
-    if image is not None:
-        return _load_images(site, schema, image, noise or SystemNoise())
-    _check_patient_column(site, schema)
-    source = open_source(site.data)
+    data, schema = site.data_for(study.name), study.table
+    if study.image is not None:
+        return _load_images(data, schema, study.image, noise or SystemNoise())
+    _check_patient_column(data, schema)
+    source = open_source(data)
     stamp = source.stamp()
-    state = stamp or f"{site.data!r} {occasion}"
+    state = stamp or f"{data!r} {occasion}"
     path = site.state / "tables" / hashlib.sha256(f"{_digest(schema)}\n{state}".encode()).hexdigest()
     remove_stale(path.parent, keep=path)
     reusable = bool(stamp or occasion)
@@ -97,9 +98,11 @@ def _encode(
         return writer.finish(order, offsets)
 
 
-def _load_images(site: SiteHome, schema: StudySchema, image: ImageSchema, noise: NoiseSource) -> EncodedTable:
+def _load_images(
+    data: DataSource, schema: StudySchema, image: ImageSchema, noise: NoiseSource
+) -> EncodedTable:
     """Rows and their pictures, both in memory."""
-    records = open_images(site.data).read(ImageShape(size=image.size, channels=image.channels))
+    records = open_images(data).read(ImageShape(size=image.size, channels=image.channels))
     encoder = TableEncoder(schema)
     try:
         codes = torch.from_numpy(encoder.encode(table_of(records, schema)).astype(narrow_dtype(schema)))
@@ -127,8 +130,8 @@ def _whose(place: int, names: list[str]) -> str:
     return f"patient {names[place]!r}" if place < len(names) else f"patient number {place + 1} as read"
 
 
-def _check_patient_column(site: SiteHome, schema: StudySchema) -> None:
-    declared = getattr(site.data, "patient_id", None)
+def _check_patient_column(data: DataSource, schema: StudySchema) -> None:
+    declared = getattr(data, "patient_id", None)
     if declared is not None and declared != schema.patient_id:
         raise DataSourceError(
             f"site.toml says that {declared!r} names the patient, the study says {schema.patient_id!r}; with "
@@ -169,12 +172,12 @@ class PatientTables:
             DataSourceError: see `load_patients`.
             TableFaultsError: see `load_patients`.
         """
-        schema, image = study.table, study.image
-        source = open_source(self._site.data) if image is None else open_images(self._site.data)
-        key = (_digest(schema, image), source.stamp() or f"run {run}")
+        data = self._site.data_for(study.name)
+        source = open_source(data) if study.image is None else open_images(data)
+        key = (f"{data!r} {_digest(study.table, study.image)}", source.stamp() or f"run {run}")
         if self._known is None or self._known[0] != key:
             self._known = None  # before the next is read: two tables need not fit into memory
-            table = load_patients(self._site, schema, image=image, noise=self._noise, occasion=run)
+            table = load_patients(self._site, study, noise=self._noise, occasion=run)
             if source.stamp() not in (None, key[1]):
                 raise DataSourceError(
                     "the data changed while they were read; wait until the export is complete"

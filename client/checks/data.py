@@ -57,7 +57,7 @@ def check_data(site: SiteHome) -> CheckResult:
 def check_study_data(site: SiteHome, study: Study) -> list[CheckResult]:
     """The data fit a study's schema, and are of as many patients as the policy wants."""
     try:
-        table = load_patients(site, study.table, image=study.image)
+        table = load_patients(site, study)
     except TableFaultsError as error:
         shown = tuple(str(fault) for fault in error.faults[:MAX_SHOWN])
         schema_result = failed(

@@ -13,7 +13,7 @@ from client.connectors.settings import NpzSource
 
 
 def read_npz(data: NpzSource, shape: ImageShape) -> ImageRecords:
-    """Read one part of an .npz file.
+    """Read one part of an .npz file; its further arrays `PART_NAME` with a value per image are attributes NAME.
 
     Privacy: without an array of patients every image counts as another patient, which the site vouches for.
 
@@ -28,6 +28,8 @@ def read_npz(data: NpzSource, shape: ImageShape) -> ImageRecords:
             if missing:
                 raise DataSourceError(f"{path.name} lacks the arrays {missing}; it has {sorted(file.files)}")
             images, labels, *patients = (file[name] for name in wanted)
+            others = [name for name in file.files if name.startswith(f"{data.part}_") and name not in wanted]
+            attributes = {name.removeprefix(f"{data.part}_"): file[name] for name in others}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile):
         raise DataSourceError(f"{path.name} is no .npz file of plain arrays") from None
     if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
@@ -39,10 +41,14 @@ def read_npz(data: NpzSource, shape: ImageShape) -> ImageRecords:
         raise DataSourceError(f"{wanted[1]} must be one whole number or name for each of the images")
     if patients and patients[0].shape != (len(images),):
         raise DataSourceError(f"{data.patients} must name one patient for each of the images")
+    for name, values in attributes.items():
+        if values.shape != (len(images),) or values.dtype.kind not in "iufUb":
+            raise DataSourceError(f"{data.part}_{name} must be one number or name for each of the images")
     if len(images) == 0:
         raise DataSourceError(f"{path.name} holds no {data.part} image")
     return ImageRecords(
         patient_ids=tuple(str(name) for name in (patients[0] if patients else range(len(images)))),
         images=np.stack([fitted(image, shape) for image in images]),
         labels=tuple(str(label) for label in labels[:, 0]),
+        attributes={name: tuple(map(str, values)) for name, values in attributes.items()},
     )

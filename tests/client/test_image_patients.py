@@ -39,6 +39,7 @@ def study(**settings) -> Study:
 
 
 def site_with(tmp_path, data) -> SiteHome:
+    tmp_path.mkdir(exist_ok=True)
     (tmp_path / "none.csv").write_text("a\n1\n")
     site = SiteHome.create(
         tmp_path / "site",
@@ -67,7 +68,7 @@ def arrays(tmp_path) -> NpzSource:
 
 
 def test_each_picture_stays_with_its_row_and_its_patient(tmp_path, arrays):
-    found = load_patients(site_with(tmp_path, arrays), schema(max_records_per_patient=2), image=IMAGE)
+    found = load_patients(site_with(tmp_path, arrays), study(max_records_per_patient=2))
     shades = found.images[:, 0, 0, 0]
     assert found.patient_offsets.tolist() == [0, 2, 4, 5, 6]
     assert shades.tolist() == [0, 2, 1, 5, 3, 4]
@@ -76,22 +77,38 @@ def test_each_picture_stays_with_its_row_and_its_patient(tmp_path, arrays):
     assert picked.images[:, 0, 0, 0].tolist() == [1, 5, 4]
 
 
+def test_further_arrays_are_columns_of_the_table(tmp_path, arrays):
+    ages = np.arange(20, 26)
+    np.savez(arrays.path, **dict(np.load(arrays.path)), train_age=ages)
+    columns = [
+        *schema().model_dump(mode="json")["columns"],
+        {"name": "age", "kind": "integer", "minimum": 0, "maximum": 99},
+    ]
+    found = load_patients(site_with(tmp_path, arrays), study(columns=columns, max_records_per_patient=2))
+    order = found.images[:, 0, 0, 0].long()
+    bins = Study.from_dict(study(columns=columns).to_dict()).table.columns[1]
+    assert (found.codes[:, 1].numpy() == np.searchsorted(bins.edges, ages[order], side="right") - 1).all()
+    np.savez(arrays.path, **{**dict(np.load(arrays.path)), "train_age": ages[:3]})
+    with pytest.raises(DataSourceError, match="train_age must be one"):
+        load_patients(site_with(tmp_path / "b", arrays), study(columns=columns))
+
+
 def test_a_patient_with_too_many_pictures_is_refused_or_keeps_some(tmp_path, arrays):
     site = site_with(tmp_path, arrays)
     with pytest.raises(TableFaultsError, match=r"patient 'a'.*2 records; the study allows 1"):
-        load_patients(site, schema(), image=IMAGE)
-    kept = load_patients(site, schema(records_beyond="sample"), image=IMAGE)
+        load_patients(site, study())
+    kept = load_patients(site, study(records_beyond="sample"))
     assert kept.num_patients == kept.num_records == 4
     assert (kept.codes[:, 0] == kept.images[:, 0, 0, 0] % 3).all()
 
 
 def test_a_label_that_the_study_does_not_know_is_a_fault_of_the_patient(tmp_path, arrays):
-    wrong = schema(
+    wrong = study(
         columns=[{"name": "finding", "kind": "categorical", "categories": ["0", "1"]}],
         max_records_per_patient=2,
     )
     with pytest.raises(TableFaultsError, match=r"patient 'a'.*'2' is unknown"):
-        load_patients(site_with(tmp_path, arrays), wrong, image=IMAGE)
+        load_patients(site_with(tmp_path, arrays), wrong)
 
 
 def test_a_table_is_no_source_of_pictures(tmp_path):

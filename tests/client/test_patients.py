@@ -51,8 +51,9 @@ def schema_with(**settings) -> StudySchema:
     )
 
 
-def study() -> Study:
-    return Study(name="made-up", privacy=PrivacySettings(epsilon=1.0, delta=1e-5), table=schema_with())
+def study(**settings) -> Study:
+    budget = PrivacySettings(epsilon=1.0, delta=1e-5)
+    return Study(name="made-up", privacy=budget, table=schema_with(**settings))
 
 
 @pytest.fixture
@@ -81,10 +82,11 @@ def site(tmp_path, table) -> SiteHome:
 
 
 def test_a_table_on_disk_is_the_table_in_memory(site, table):
-    schema = schema_with(patient_id="patient", max_records_per_patient=20)
+    asked = study(patient_id="patient", max_records_per_patient=20)
+    schema = asked.table
     expected = encode_table(table, schema)
-    held = load_patients(site, schema)
-    mapped = load_patients(site, schema, spill_bytes=100)
+    held = load_patients(site, asked)
+    mapped = load_patients(site, asked, spill_bytes=100)
     for found in (held, mapped):
         assert found.codes.dtype == torch.uint8
         assert torch.equal(found.codes.long(), expected.codes)
@@ -101,31 +103,31 @@ def test_a_table_on_disk_is_the_table_in_memory(site, table):
 
 
 def test_the_file_is_private_mapped_again_and_gone_when_the_data_changed(site, table):
-    schema = schema_with()
-    load_patients(site, schema, spill_bytes=100)
+    asked = study()
+    load_patients(site, asked, spill_bytes=100)
     [file] = (site.state / "tables").iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     written = file.stat().st_mtime_ns
-    load_patients(site, schema, spill_bytes=100)
+    load_patients(site, asked, spill_bytes=100)
     assert [other.stat().st_mtime_ns for other in (site.state / "tables").iterdir()] == [written]
     table.head(500).to_csv(site.data.path, index=False)
-    assert load_patients(site, schema, spill_bytes=100).num_records == 500
+    assert load_patients(site, asked, spill_bytes=100).num_records == 500
     [newer] = (site.state / "tables").iterdir()
     assert newer.name != file.name
-    load_patients(site, schema_with(label="sex"))
+    load_patients(site, study(label="sex"))
     assert list((site.state / "tables").iterdir()) == []
 
 
 @pytest.mark.parametrize("end", [b"", b"\xff" * 8, (2**62).to_bytes(8, "little"), bytes(8)])
 def test_a_file_that_is_not_whole_is_not_believed(site, end):
-    schema = schema_with()
-    expected = load_patients(site, schema, spill_bytes=100).codes.clone()
+    asked = study()
+    expected = load_patients(site, asked, spill_bytes=100).codes.clone()
     [file] = (site.state / "tables").iterdir()
     with file.open("r+b") as opened:
         opened.truncate(file.stat().st_size - 8)
         opened.seek(0, os.SEEK_END)
         opened.write(end)
-    assert torch.equal(load_patients(site, schema, spill_bytes=100).codes, expected)
+    assert torch.equal(load_patients(site, asked, spill_bytes=100).codes, expected)
 
 
 def test_a_fault_leaves_no_file_and_a_crash_leftover_goes(site, table):
@@ -136,24 +138,24 @@ def test_a_fault_leaves_no_file_and_a_crash_leftover_goes(site, table):
     (folder / "999999999-abc.draft").write_bytes(b"left by a crash")
     (folder / f"{os.getpid()}-abc.draft").write_bytes(b"in hand")
     with pytest.raises(TableFaultsError, match="row 852, column 'age'"):
-        load_patients(site, schema_with(), spill_bytes=100)
+        load_patients(site, study(), spill_bytes=100)
     assert [file.name for file in folder.iterdir()] == [f"{os.getpid()}-abc.draft"]
 
 
 def test_too_many_records_are_refused_or_sampled_as_the_study_says(site, table):
     most = 2
     with pytest.raises(TableFaultsError, match="the study allows 2"):
-        load_patients(site, schema_with(patient_id="patient", max_records_per_patient=most))
-    schema = schema_with(patient_id="patient", max_records_per_patient=most, records_beyond="sample")
-    sampled = load_patients(site, schema, noise=FixedNoise(1))
+        load_patients(site, study(patient_id="patient", max_records_per_patient=most))
+    asked = study(patient_id="patient", max_records_per_patient=most, records_beyond="sample")
+    sampled = load_patients(site, asked, noise=FixedNoise(1))
     counts = table.groupby("patient", sort=False).size()
     assert sampled.patient_offsets.diff().tolist() == counts.clip(upper=most).tolist()
-    everything = load_patients(site, schema_with(patient_id="patient", max_records_per_patient=20))
+    everything = load_patients(site, study(patient_id="patient", max_records_per_patient=20))
     for patient in range(0, sampled.num_patients, 37):
         one = torch.tensor([patient])
         kept, all_rows = sampled.select(one).codes.tolist(), everything.select(one).codes.tolist()
         assert all(all_rows.count(row) >= kept.count(row) for row in kept)
-    other = load_patients(site, schema, noise=FixedNoise(2))
+    other = load_patients(site, asked, noise=FixedNoise(2))
     assert not torch.equal(sampled.codes, other.codes)
 
 
@@ -184,15 +186,15 @@ def test_sampling_moves_the_moments_by_one_patient_at_most():
 
 def test_identifiers_that_differ_in_spaces_are_one_patient(site):
     site.data.path.write_text('patient,age,sex\np1,1,f\n"p1 ",2,f\n p1,3,m\n')
-    schema = schema_with(patient_id="patient", max_records_per_patient=3)
-    assert load_patients(site, schema).num_patients == 1
+    asked = study(patient_id="patient", max_records_per_patient=3)
+    assert load_patients(site, asked).num_patients == 1
 
 
 def test_a_declared_patient_column_that_the_study_ignores_is_refused(site):
     data = site.data.model_copy(update={"patient_id": "patient"})
     object.__setattr__(site, "data", data)
     with pytest.raises(DataSourceError, match="rows of one patient would count as several"):
-        load_patients(site, schema_with())
+        load_patients(site, study())
 
 
 def test_tables_are_read_again_only_when_the_data_changed(site, table):
@@ -221,9 +223,9 @@ def test_a_database_is_read_once_per_run_and_leaves_nothing_otherwise(site, tabl
     second = tables.load(study(), run="run-2")
     assert second.table.num_records == (table["age"] <= 50).sum()
     assert second.fingerprint != first.fingerprint
-    load_patients(site, schema_with(), occasion="run-2", spill_bytes=100)
+    load_patients(site, study(), occasion="run-2", spill_bytes=100)
     assert len(list((site.state / "tables").iterdir())) == 1
-    assert load_patients(site, schema_with(), spill_bytes=100).num_records == second.table.num_records
+    assert load_patients(site, study(), spill_bytes=100).num_records == second.table.num_records
     assert list((site.state / "tables").iterdir()) == []
 
 
@@ -238,4 +240,4 @@ def test_a_fault_in_a_database_names_the_patient(site, table):
     with pytest.raises(
         TableFaultsError, match=f"column 'age': patient '{table['patient'][5]}': 150 lies outside"
     ):
-        load_patients(site, schema_with(patient_id="patient", max_records_per_patient=20))
+        load_patients(site, study(patient_id="patient", max_records_per_patient=20))

@@ -78,3 +78,15 @@ def test_a_value_that_cannot_be_used_is_named_and_leaves_nothing_behind(
     with pytest.raises(HomeError, match=named):
         create(tmp_path / "site", **{field: value})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_may_have_a_source_of_its_own_and_faults_name_its_setting(tmp_path: Path) -> None:
+    site = create(tmp_path / "site")
+    file = site.path / "site.toml"
+    file.write_text(file.read_text() + '\n[studies.scans.data]\nkind = "npz"\npath = "scans.npz"\n')
+    opened = SiteHome.open(site.path)
+    assert opened.data_for("scans").path == site.path / "scans.npz"
+    assert opened.data_for("another") == opened.data
+    file.write_text(file.read_text().replace('path = "scans.npz"', 'paht = "scans.npz"'))
+    with pytest.raises(HomeError, match=r"studies\.scans\.data\.paht"):
+        SiteHome.open(site.path)
