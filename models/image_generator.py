@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -37,8 +38,7 @@ class ImageGenerator(nn.Module):
         channels = [width << (doublings - k) for k in range(doublings + 1)]  # from the base to the full size
         self.start = nn.Linear(latent + sum(self.cardinalities), channels[0] * self.base**2)
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, 3, padding=1)
-            for before, after in zip(channels, channels[1:], strict=False)
+            nn.Conv2d(before, after, 3, padding=1) for before, after in itertools.pairwise(channels)
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(c, affine=False) for c in channels)
         self.styles = nn.ModuleList(nn.Linear(sum(self.cardinalities), 2 * c) for c in channels)

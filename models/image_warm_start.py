@@ -190,8 +190,7 @@ class MomentFit:
         cells = (codes.gather(1, places[:, None]).squeeze(1) + self._offsets[places]).to(self._means.device)
         self.generator.train()
         with torch.autocast(self._means.device.type, torch.bfloat16):
-            images = self.generator.images(codes, source)
-        features = self.features(images.float())
+            features = self.features(self.generator.images(codes, source)).float()
         counts = torch.bincount(cells, minlength=len(self._means)).float()
         now = torch.zeros_like(self._means).index_add_(0, cells, features.detach())
         memory = MEMORY[0] + (MEMORY[1] - MEMORY[0]) * done
