@@ -30,6 +30,7 @@ class ExportContext:
         draw: 12 hexadecimal digits, the same for the same release, seed, number and conditions; part of every
             patient's name, so that patients of two draws can lie in one database.
         released_on: day on which the release was made.
+        has_images: whether a picture comes with every patient.
     """
 
     release: str
@@ -40,6 +41,7 @@ class ExportContext:
     columns: tuple[str, ...]
     draw: str
     released_on: dt.date
+    has_images: bool = False
 
     @classmethod
     def of(cls, release: Release, study: Study, request: CohortRequest) -> ExportContext:
@@ -61,6 +63,7 @@ class ExportContext:
             columns=request.columns or study.table.names,
             draw=draw.partition(":")[2][:12],
             released_on=release.created_at.date(),
+            has_images=study.modality != "table",
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from pathlib import Path
 
@@ -40,4 +41,4 @@ def _cells(series: pd.Series) -> list[str]:
     if isinstance(series.dtype, pd.CategoricalDtype):
         names = [*(json.dumps(name, ensure_ascii=False) for name in series.cat.categories), "null"]
         return [names[code] for code in series.cat.codes.tolist()]
-    return [json.dumps(value, default=str) for value in column_values(series)]
+    return [json.dumps(value, default=dt.date.isoformat) for value in column_values(series)]

@@ -14,6 +14,7 @@ from server.exports.context import NOT_A_PERSON, ExportContext
 from server.exports.dictionary import describe_column
 
 MEDIA_TYPE = "application/vnd.apache.parquet"
+ROW_GROUP = 100_000
 
 
 class ParquetWriter:
@@ -23,19 +24,27 @@ class ParquetWriter:
         self.media_types = {"cohort.parquet": MEDIA_TYPE}
         self._path, self._context = folder / "cohort.parquet", context
         self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []
 
     def write(self, table: pd.DataFrame, _images: np.ndarray | None) -> None:
         """See `FormatWriter`."""
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._path, self._schema(table), compression="zstd")
-        self._writer.write_table(
-            pa.Table.from_pandas(table, schema=self._writer.schema, preserve_index=False)
-        )
+        self._waiting.append(pa.Table.from_pandas(table, schema=self._writer.schema, preserve_index=False))
+        if sum(part.num_rows for part in self._waiting) >= ROW_GROUP:
+            self._flush()
 
     def close(self) -> None:
         """See `FormatWriter`."""
-        if self._writer is not None:
+        if self._writer is not None and self._writer.is_open:
+            self._flush()
             self._writer.close()
+
+    def _flush(self) -> None:
+        if self._writer is not None and self._waiting:
+            together = pa.concat_tables(self._waiting).combine_chunks()
+            self._writer.write_table(together, row_group_size=ROW_GROUP)
+            self._waiting = []
 
     def _schema(self, table: pd.DataFrame) -> pa.Schema:
         schema = pa.Schema.from_pandas(table, preserve_index=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 
 Value = str | int | float | bool | object | None
@@ -16,8 +17,10 @@ def column_values(series: pd.Series) -> list[Value]:
         return [names[code] for code in series.cat.codes.tolist()]
     if series.dtype.kind == "M":
         return [None if day is pd.NaT else day.date() for day in series]
-    if series.isna().any():
-        return [None if absent else value for value, absent in zip(series, series.isna(), strict=True)]
+    absent = series.isna().to_numpy()
+    if absent.any():
+        values: np.ndarray = series.to_numpy(dtype=object)  # plain numbers
+        return [None if gone else value for value, gone in zip(values.tolist(), absent, strict=True)]
     return series.tolist()
 
 
