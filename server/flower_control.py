@@ -14,7 +14,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.common.constant import Status, SubStatus
-from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.common.serde import fab_to_proto, user_config_from_proto, user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -24,16 +24,27 @@ from flwr.proto.control_pb2 import (
     UnregisterNodeRequest,
 )
 from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.error import FlowerError
+from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.fab import Fab
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from server.bundle import digest_of_bundle
 from server.home import CoordinatorHome
 
+LOST = "lost"
+RECENT_RUNS = 50
+
 
 class ControlError(RuntimeError):
-    """The SuperLink refused, or does not answer."""
+    """The SuperLink refused, or does not answer.
+
+    Attributes:
+        code: Flower's number for it, where it gave one.
+    """
+
+    def __init__(self, reason: str, *, code: int | None = None) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +64,10 @@ class NodeStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """A Flower run: `pending`, `starting`, `running`, `completed`, `failed` or `stopped`, and why."""
+    """A Flower run: `pending`, `starting`, `running`, `completed`, `failed`, `stopped` or `lost`, and why.
+
+    `lost` is one that the SuperLink does not know: its database is another one than when the run was started.
+    """
 
     state: str
     detail: str = ""
@@ -61,7 +75,12 @@ class RunStatus:
     @property
     def finished(self) -> bool:
         """Whether nothing more will happen in it."""
-        return self.state in {SubStatus.COMPLETED, SubStatus.FAILED, SubStatus.STOPPED}
+        return self.state in {SubStatus.COMPLETED, SubStatus.FAILED, SubStatus.STOPPED, LOST}
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether somebody stopped it by Flower's own means."""
+        return self.state == SubStatus.STOPPED
 
 
 class Control:
@@ -116,10 +135,22 @@ class Control:
 
     def run_status(self, run_id: int) -> RunStatus:
         """How a run stands."""
-        runs = self._call(self._client.ListRuns, ListRunsRequest(run_id=run_id)).run_dict
-        status = runs[run_id].status
-        state = status.sub_status if status.status == Status.FINISHED else status.status
-        return RunStatus(state=state, detail=status.details)
+        try:
+            runs = self._call(self._client.ListRuns, ListRunsRequest(run_id=run_id)).run_dict
+        except ControlError as error:
+            if error.code == ApiErrorCode.RUN_ID_NOT_FOUND:
+                return RunStatus(state=LOST, detail="the SuperLink does not know it")
+            raise
+        return _status_of(runs[run_id])
+
+    def find_run(self, run_config: Mapping[str, Any]) -> int | None:
+        """The unfinished run that was started with this configuration, if there is one among the newest."""
+        found = self._call(self._client.ListRuns, ListRunsRequest(limit=RECENT_RUNS)).run_dict
+        for run_id, run in found.items():
+            same = user_config_from_proto(run.override_config) == dict(run_config)
+            if same and not _status_of(run).finished:
+                return int(run_id)
+        return None
 
     def register_site(self, name: str, node_public_key: str) -> int:
         """Let a site's SuperNode in; the same name and key again changes nothing.
@@ -156,9 +187,16 @@ class Control:
         except httpx.HTTPStatusError as error:
             known = FlowerError.from_json(error.response.text)
             reason = known.message if known is not None else f"HTTP {error.response.status_code}"
-            raise ControlError(f"the SuperLink refused: {reason}") from error
+            code = None if known is None else int(known.code)
+            raise ControlError(f"the SuperLink refused: {reason}", code=code) from error
         except httpx.TransportError as error:
             raise ControlError(
                 f"no SuperLink answers at 127.0.0.1:{self._home.superlink_port}; "
                 "start it with `fedtwin server up`"
             ) from error
+
+
+def _status_of(run: Any) -> RunStatus:
+    status = run.status
+    state = status.sub_status if status.status == Status.FINISHED else status.status
+    return RunStatus(state=state, detail=status.details)

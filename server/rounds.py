@@ -79,29 +79,44 @@ class _Round:
         return {site for site, one in self.outcomes.items() if one.outcome == "refused"}
 
 
-def run_rounds(federation: Federation, store: Store, run_id: str) -> Release | None:
+def run_rounds(
+    federation: Federation,
+    store: Store,
+    run_id: str,
+    *,
+    attempt: int | None = None,
+    flower_run_id: str | None = None,
+) -> Release | None:
     """Take a run from where it stands to its end.
 
     Args:
         federation: how the sites are reached.
         store: the coordinator's state.
         run_id: a run that is queued or running; a resumed one goes on after its last recorded round.
+        attempt, flower_run_id: for which attempt at the run, and in which Flower run, where there is Flower.
 
     Returns:
         The release candidate; None if the run was stopped.
+
+    Raises:
+        ConflictError: the run has ended, or another process works on it; nothing was done.
+        RoundFailedError: a round missed its quorum.
     """
+    runs.start_running(store, run_id, attempt=attempt, flower_run_id=flower_run_id)
     loop = RoundLoop(federation, store, run_id)
     try:
         return loop.run()
     except RunStoppedError:
-        runs.finish_run(store, run_id, "stopped", reason="stopped on request; resume goes on from here")
+        reason = "stopped on request; resume goes on from here"
+        runs.finish_run(store, run_id, "stopped", reason=reason, attempt=attempt)
         return None
     except RoundFailedError as error:
-        runs.finish_run(store, run_id, "failed", reason=str(error))
+        runs.finish_run(store, run_id, "failed", reason=str(error), attempt=attempt)
         raise
     except Exception as error:
         log.exception("run %s failed", run_id)
-        runs.finish_run(store, run_id, "failed", reason=f"{type(error).__name__}: {error}")
+        reason = f"{type(error).__name__}: {error}"
+        runs.finish_run(store, run_id, "failed", reason=reason, attempt=attempt)
         raise
 
 
@@ -111,7 +126,7 @@ class RoundLoop:
     def __init__(self, federation: Federation, store: Store, run_id: str) -> None:
         self._federation = federation
         self._store = store
-        self._run = runs.start_running(store, run_id)
+        self._run = runs.get_run(store, run_id)
         self._study: Study = studies.get_study(store, self._run.study).study
         self._keys: dict[str, VerifyKey] = {}
         self._ready: list[str] = []

@@ -1,8 +1,14 @@
 """Runs: one training execution of a study, one at a time, and what each of its rounds did and spent.
 
 States: queued -> running -> completed | failed | stopped, with stopping between a request to stop and the end;
-failed and stopped runs resume from their last recorded round. All of the round loop's writes are idempotent per
-(run, round), so it may be killed anywhere and started again:
+failed and stopped runs resume from their last recorded round when a person says so. A run whose round loop died
+is queued again by itself, at most MAX_RESTARTS times without a recorded round in between.
+
+A run is queued durably and started later, so that whoever starts it may die in between. Each time that it is
+queued is another attempt, and an attempt belongs to the first Flower run that claims it: one that was started
+twice, or for an earlier attempt, is turned away by `start_running` and can write nothing.
+
+All of the round loop's writes are idempotent per (run, round), so it may be killed anywhere and started again:
 
     run = start_running(store, run_id)
     last = last_round(store, run_id)              # None, or where to go on from
@@ -25,10 +31,11 @@ from sqlalchemy.orm import Session
 from models.study import Study
 from server.errors import ConflictError, InvalidError, NotFoundError
 from server.store import Store
-from server.tables import RunMessageRow, RunRow, RunState, SiteRow, StudyRow
+from server.tables import RoundRow, RunMessageRow, RunRow, RunState, SiteRow, StudyRow
 
 ACTIVE_STATES = frozenset({"queued", "running", "stopping"})
 MAX_MESSAGES = 500
+MAX_RESTARTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,8 @@ class Run:
         round: the round in progress or last recorded, 0 before the first.
         percent: of the whole run, 0 to 100.
         eta_seconds: to the end, where it can be told.
+        flower_run_id: of the Flower run that this attempt belongs to; None until there is one.
+        attempt: how often it was queued, by a person or by itself.
         reason: why it failed or was stopped.
     """
 
@@ -56,6 +65,7 @@ class Run:
     percent: float
     eta_seconds: float | None
     flower_run_id: str | None
+    attempt: int
     reason: str
     started_by: str
     created_at: dt.datetime
@@ -70,6 +80,23 @@ class RunMessage:
     at: dt.datetime
     level: str
     text: str
+
+
+def write_ticket(run: Run) -> str:
+    """What a Flower run is told of the attempt that it is started for."""
+    return f"{run.id}/{run.attempt}"
+
+
+def read_ticket(ticket: str) -> tuple[str, int]:
+    """Run and attempt, as `write_ticket` wrote them.
+
+    Raises:
+        InvalidError: it is no ticket.
+    """
+    run_id, _, attempt = ticket.partition("/")
+    if not attempt.isascii() or not attempt.isdecimal():
+        raise InvalidError("run", f"run is {ticket!r}; it must be a run's identifier, a slash and a number")
+    return run_id, int(attempt)
 
 
 def create_run(store: Store, study: str, *, started_by: str) -> Run:
@@ -107,6 +134,7 @@ def create_run(store: Store, study: str, *, started_by: str) -> Run:
             sites=sites,
             state="queued",
             active=1,
+            attempt=1,
             phase="waiting",
             rounds=definition.num_rounds,
             started_by=started_by,
@@ -130,23 +158,74 @@ def resume_run(store: Store, run_id: str) -> Run:
         if run.state not in {"stopped", "failed"}:
             raise ConflictError(f"run {run_id!r} is {run.state}; only a stopped or failed run can be resumed")
         _refuse_second(store, session)
-        run.state, run.active, run.stop_requested = "queued", 1, False
-        run.reason, run.ended_at, run.flower_run_id = "", None, None
-        _say(store, session, run_id, f"resumed after round {run.round}")
+        run.active, run.stop_requested, run.restarts = 1, False, 0
+        run.reason, run.ended_at = "", None
+        _queue_again(run)
+        _say(store, session, run_id, f"resumed after round {_last_recorded(session, run_id)}")
         return _run(run)
 
 
-def start_running(store: Store, run_id: str, *, flower_run_id: str | None = None) -> Run:
-    """Queued becomes running; a run that runs already stays so.
+def restart_run(store: Store, run_id: str, *, attempt: int, why: str) -> Run:
+    """Queue an active run again whose round loop died; one that a person asked to stop is stopped instead.
+
+    Does nothing when the attempt is over already: two who notice the same death restart the run once.
+
+    Args:
+        attempt: that died.
+        why: for the operator.
 
     Raises:
         NotFoundError: no such run.
-        ConflictError: it has ended; resume it first.
+    """
+    with store.database.write() as session:
+        run = _row(session, run_id, lock=True)
+        if run.state not in ACTIVE_STATES or run.attempt != attempt:
+            return _run(run)
+        if run.stop_requested:
+            _end(store, session, run, "stopped", f"stopped on request, while the round loop had ended: {why}")
+            return _run(run)
+        last = _last_recorded(session, run_id)
+        if run.restarts_round != last:
+            run.restarts, run.restarts_round = 0, last
+        if run.restarts >= MAX_RESTARTS:
+            reason = (
+                f"the round loop ended {run.restarts + 1} times in round {last + 1} ({why}); resume the run"
+            )
+            _end(store, session, run, "failed", reason)
+            return _run(run)
+        run.restarts += 1
+        _queue_again(run)
+        text = (
+            f"the round loop ended ({why}); goes on by itself after round {last} "
+            f"({run.restarts} of at most {MAX_RESTARTS} times)"
+        )
+        _say(store, session, run_id, text, level="warning")
+        return _run(run)
+
+
+def start_running(
+    store: Store, run_id: str, *, attempt: int | None = None, flower_run_id: str | None = None
+) -> Run:
+    """Queued becomes running; a run that runs already stays so.
+
+    Args:
+        attempt: that the caller was started for; absent where there is no Flower.
+        flower_run_id: in which the caller runs.
+
+    Raises:
+        NotFoundError: no such run.
+        ConflictError: it has ended, or another Flower run works on it.
     """
     with store.database.write() as session:
         run = _row(session, run_id, lock=True)
         if run.state not in ACTIVE_STATES:
             raise ConflictError(f"run {run_id!r} is {run.state}; resume it first")
+        if attempt is not None and attempt != run.attempt:
+            raise ConflictError(f"run {run_id!r} is at attempt {run.attempt}; attempt {attempt} is over")
+        if flower_run_id is not None and run.flower_run_id not in {None, flower_run_id}:
+            raise ConflictError(
+                f"run {run_id!r} is worked on in Flower run {run.flower_run_id}; nothing was done in {flower_run_id}"
+            )
         if run.state == "queued":
             run.state, run.started_at = "running", run.started_at or store.clock()
         if flower_run_id is not None:
@@ -154,15 +233,19 @@ def start_running(store: Store, run_id: str, *, flower_run_id: str | None = None
         return _run(run)
 
 
-def note_flower_run(store: Store, run_id: str, flower_run_id: str) -> Run:
-    """Remember the federation's own id of a run, whatever state the run has reached meanwhile.
+def note_flower_run(store: Store, run_id: str, flower_run_id: str, *, attempt: int) -> Run:
+    """Remember in which Flower run an attempt is worked on, whatever state the run has reached meanwhile.
+
+    Returns:
+        The run; its `flower_run_id` is another one where that came first, or the attempt is over.
 
     Raises:
         NotFoundError: no such run.
     """
     with store.database.write() as session:
         run = _row(session, run_id, lock=True)
-        run.flower_run_id = flower_run_id
+        if run.flower_run_id is None and run.attempt == attempt:
+            run.flower_run_id = flower_run_id
         return _run(run)
 
 
@@ -196,7 +279,7 @@ def add_message(store: Store, run_id: str, text: str, *, level: str = "info") ->
 
 
 def request_stop(store: Store, run_id: str) -> Run:
-    """Ask a run to end after the round it is in; a queued one ends at once. Again is harmless.
+    """Ask a run to end; the round in hand ends with it, a queued run ends at once. Again is harmless.
 
     Raises:
         NotFoundError: no such run.
@@ -225,9 +308,18 @@ def stop_requested(store: Store, run_id: str) -> bool:
 
 
 def finish_run(
-    store: Store, run_id: str, state: Literal["stopped", "completed", "failed"], *, reason: str = ""
+    store: Store,
+    run_id: str,
+    state: Literal["stopped", "completed", "failed"],
+    *,
+    reason: str = "",
+    attempt: int | None = None,
 ) -> Run:
     """End a run; one that ended in this state already stays as it is.
+
+    Args:
+        reason: for people.
+        attempt: that the caller worked on; a run that is past it is left alone.
 
     Raises:
         NotFoundError: no such run.
@@ -235,6 +327,8 @@ def finish_run(
     """
     with store.database.write() as session:
         run = _row(session, run_id, lock=True)
+        if attempt is not None and run.attempt != attempt:
+            return _run(run)
         end_in(store, session, run, state, reason)
         return _run(run)
 
@@ -315,6 +409,15 @@ def _refuse_second(store: Store, session: Session) -> None:
         raise ConflictError(f"run {active!r} is active and there is one at a time; wait for it or stop it")
 
 
+def _queue_again(run: RunRow) -> None:
+    run.state, run.flower_run_id, run.attempt = "queued", None, run.attempt + 1
+
+
+def _last_recorded(session: Session, run_id: str) -> int:
+    query = select(RoundRow.round).where(RoundRow.run == run_id).order_by(RoundRow.round.desc()).limit(1)
+    return session.scalars(query).first() or 0
+
+
 def _end(store: Store, session: Session, run: RunRow, state: RunState, reason: str) -> None:
     run.state, run.active, run.reason, run.ended_at = state, None, reason, store.clock()
     run.eta_seconds = None
@@ -342,6 +445,7 @@ def _run(row: RunRow) -> Run:
         percent=row.percent,
         eta_seconds=row.eta_seconds,
         flower_run_id=row.flower_run_id,
+        attempt=row.attempt,
         reason=row.reason,
         started_by=row.started_by,
         created_at=row.created_at,

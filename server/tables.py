@@ -133,7 +133,10 @@ class InvitationRow(Base):
 
 
 class RunRow(Base):
-    """One training execution of a study. `active` is 1 for at most one row, NULL for the others."""
+    """One training execution of a study. `active` is 1 for at most one row, NULL for the others.
+
+    `attempt` counts how often it was queued; `restarts` how often by itself since round `restarts_round`.
+    """
 
     __tablename__ = "runs"
     __table_args__ = (
@@ -154,6 +157,9 @@ class RunRow(Base):
     percent: Mapped[float] = mapped_column(default=0.0)
     eta_seconds: Mapped[float | None]
     flower_run_id: Mapped[str | None]
+    attempt: Mapped[int] = mapped_column(default=1)
+    restarts: Mapped[int] = mapped_column(default=0)
+    restarts_round: Mapped[int] = mapped_column(default=0)
     reason: Mapped[str] = mapped_column(default="")
     started_by: Mapped[str]
     created_at: Mapped[dt.datetime]

@@ -71,6 +71,7 @@ class RunOut(BaseModel):
     rounds: int
     percent: float = Field(ge=0, le=100)
     eta_seconds: float | None
+    attempt: int = Field(ge=1, description="How often it was queued: resumed, or taken up again by itself.")
     reason: str
     started_by: str
     created_at: dt.datetime
@@ -139,7 +140,7 @@ def get_run(run_id: str, _key: OperatorOrAuditor, store: StoreDep) -> RunDetail:
 
 @router.post("/{run_id}/stop", status_code=202, summary="Stop a run", responses=responses(404, 409))
 def stop_run(run_id: str, _key: Operator, store: StoreDep) -> RunOut:
-    """Let the round in progress end, then stop; what is recorded stays and can be resumed."""
+    """Stop within seconds, the sites' work on the round in hand too; what is recorded stays and can be resumed."""
     return _out(runs.request_stop(store, run_id))
 
 
@@ -165,11 +166,11 @@ def spend_out(spend: SiteSpend) -> SpendOut:
 
 def _start(store: Store, starter: RunStarter, run_id: str) -> runs.Run:
     try:
-        flower_run_id = starter.start(run_id)
+        starter.start(run_id)
     except StarterError as error:
         runs.finish_run(store, run_id, "failed", reason=f"could not be started: {error}")
         raise ProblemError(503, "unavailable", f"run {run_id} could not be started: {error}") from error
-    return runs.note_flower_run(store, run_id, flower_run_id)
+    return runs.get_run(store, run_id)
 
 
 def _out(run: runs.Run) -> RunOut:
@@ -184,6 +185,7 @@ def _out(run: runs.Run) -> RunOut:
         rounds=run.rounds,
         percent=run.percent,
         eta_seconds=run.eta_seconds,
+        attempt=run.attempt,
         reason=run.reason,
         started_by=run.started_by,
         created_at=run.created_at,

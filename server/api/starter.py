@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from server import runs, sites
 from server.store import Store
@@ -50,17 +50,33 @@ class FlowerStarter:
         self._home = home
         self._store = store
         self._told = ""
+        self._starting = threading.Lock()
 
     def start(self, run_id: str) -> str:
-        """Start the round loop of a queued run; see `RunStarter`."""
+        """Start the round loop of a queued run; see `RunStarter`.
+
+        An attempt that was started before, by whoever died before it could note that, is not started again.
+        """
         from server.flower_control import Control, ControlError
 
-        try:
-            with Control(self._home) as control:
-                self._register(control.register_site)
-                return str(control.start_run({"run": run_id}))
-        except ControlError as error:
-            raise StarterError(str(error)) from error
+        with self._starting:
+            run = runs.get_run(self._store, run_id)
+            if run.flower_run_id is not None:
+                return run.flower_run_id
+            ticket = {"run": runs.write_ticket(run)}
+            try:
+                with Control(self._home) as control:
+                    self._register(control.register_site)
+                    found = control.find_run(ticket)
+                    flower_run_id = str(control.start_run(ticket) if found is None else found)
+                    noted = runs.note_flower_run(
+                        self._store, run_id, flower_run_id, attempt=run.attempt
+                    ).flower_run_id
+                    if noted != flower_run_id:  # another process was first, or the run is past this attempt
+                        control.stop_run(int(flower_run_id))
+            except ControlError as error:
+                raise StarterError(str(error)) from error
+            return noted or flower_run_id
 
     def admit_sites(self) -> None:
         """Let nodes of enrolled sites in, and those of sites that left out; see `RunStarter`."""
@@ -79,34 +95,44 @@ class FlowerStarter:
             self._warn_once(f"sites' nodes are let in or out once the SuperLink answers: {error}")
 
     def watch(self, stopped: threading.Event) -> None:
-        """Until `stopped`: let newly enrolled sites in, and end runs whose round loop died."""
-        while not stopped.wait(WATCH_SECONDS):
+        """At once and then until `stopped`: let newly enrolled sites in, start and take up what waits for it."""
+        while True:
             try:
                 self.admit_sites()
-                self.end_orphans()
+                self.take_up()
             except Exception:
                 log.exception("the watch over the federation failed; it goes on")
+            if stopped.wait(WATCH_SECONDS):
+                return
 
-    def end_orphans(self) -> None:
-        """End the active run if the process that worked on it has ended without saying so."""
+    def take_up(self) -> None:
+        """Start the active run if nobody has, and queue it again if the process that worked on it has died.
+
+        A run that was stopped, here or by Flower's own means, is not taken up: only a person resumes it.
+        """
         from server.flower_control import Control, ControlError
 
         run = runs.active_run(self._store)
-        if run is None or run.flower_run_id is None:
+        if run is None:
             return
         try:
+            if run.flower_run_id is None:
+                if run.state == "queued":
+                    self.start(run.id)
+                return
             with Control(self._home) as control:
                 status = control.run_status(int(run.flower_run_id))
-        except (ControlError, KeyError) as error:
-            self._warn_once(f"run {run.id} cannot be looked up: {error}")
+        except (ControlError, StarterError) as error:
+            self._warn_once(f"run {run.id} waits for the SuperLink: {error}")
             return
-        again = runs.active_run(self._store)
-        if status.finished and again is not None and again.flower_run_id == run.flower_run_id:
-            state: Literal["stopped", "failed"] = "stopped" if run.stop_requested else "failed"
-            reason = (
-                f"the round loop ended early ({status.state} {status.detail}".rstrip() + "); resume the run"
-            )
-            runs.finish_run(self._store, run.id, state, reason=reason)
+        if not status.finished:
+            return
+        why = f"{status.state} {status.detail}".rstrip()
+        if status.was_stopped:
+            reason = f"stopped by Flower's own means ({why}); resume the run"
+            runs.finish_run(self._store, run.id, "stopped", reason=reason, attempt=run.attempt)
+        else:
+            runs.restart_run(self._store, run.id, attempt=run.attempt, why=why)
 
     def _pending(self) -> bool:
         """Whether a node is still to be let in or out."""

@@ -17,6 +17,8 @@ from server.flower_control import Control
 from server.home import CoordinatorHome
 from server.keys import create_key
 from server.processes import coordinator_processes
+from server.store import Store
+from server.tables import RunRow
 
 
 @pytest.fixture
@@ -70,14 +72,17 @@ def test_a_run_meets_a_superlink_that_is_away_and_one_whose_run_dies(own_home, s
     run = client.post("/v1/runs", json={"study": "heart"}).json()["id"]
     assert {site.name: site.node_id for site in sites.list_sites(store)} == node_ids
     flower_run = runs.get_run(store, run).flower_run_id
-    starter.end_orphans()
-    assert runs.get_run(store, run).state == "queued"  # it waits for the worker, which is no reason to end it
+    starter.take_up()
+    waiting = runs.get_run(store, run)
+    assert (waiting.state, waiting.flower_run_id) == ("queued", flower_run)  # the worker comes for it
     with Control(home) as control:
         control.stop_run(int(flower_run))
-    starter.end_orphans()
+    starter.take_up()
     ended = runs.get_run(store, run)
-    assert ended.state == "failed"
+    assert ended.state == "stopped"
     assert "resume the run" in ended.reason
+    starter.take_up()
+    assert runs.get_run(store, run).state == "stopped"  # a person stopped it: only a person resumes it
     assert client.post(f"/v1/runs/{run}/resume").json()["state"] == "queued"
     assert runs.get_run(store, run).flower_run_id != flower_run
 
@@ -86,3 +91,35 @@ def test_a_run_meets_a_superlink_that_is_away_and_one_whose_run_dies(own_home, s
     with Control(home) as control:
         assert {node.site for node in control.nodes() if node.status != "unregistered"} == {"north", "south"}
     assert client.put("/v1/sites/west/state", json={"state": "enrolled"}).status_code == 409
+
+    _a_run_outlives_its_starter(home, store, starter)
+
+
+def _a_run_outlives_its_starter(home: CoordinatorHome, store: Store, starter: FlowerStarter) -> None:
+    # The API died after it had queued the run: the next one starts it, once, however often it looks.
+    run = runs.create_run(store, "heart", started_by="olga")
+    starter.take_up()
+    started = runs.get_run(store, run.id)
+    assert started.flower_run_id is not None
+    starter.take_up()
+    assert starter.start(run.id) == started.flower_run_id
+    with Control(home) as control:
+        assert control.find_run({"run": runs.write_ticket(run)}) == int(started.flower_run_id)
+
+    # Its round loop dies: it is queued and started again by itself, in another Flower run.
+    runs.start_running(store, run.id, attempt=1, flower_run_id=started.flower_run_id)
+    assert runs.restart_run(store, run.id, attempt=1, why="killed").state == "queued"
+    # The API dies between starting that Flower run and noting it: the next one finds and adopts it.
+    with Control(home) as control:
+        orphan = control.start_run({"run": runs.write_ticket(runs.get_run(store, run.id))})
+    starter.take_up()
+    assert runs.get_run(store, run.id).flower_run_id == str(orphan)
+
+    # A SuperLink that has forgotten it all: the run is taken up again, too.
+    with store.database.write() as session:
+        session.get(RunRow, run.id).flower_run_id = "12345"
+    starter.take_up()
+    assert (runs.get_run(store, run.id).state, runs.get_run(store, run.id).attempt) == ("queued", 3)
+    starter.take_up()
+    assert runs.get_run(store, run.id).flower_run_id not in {None, "12345", str(orphan)}
+    runs.request_stop(store, run.id)
