@@ -25,6 +25,7 @@ from server.api import (
     studies,
 )
 from server.api.limits import RequestLimits
+from server.api.pages.mount import PagesBesideApi, create_pages
 from server.api.starter import FlowerStarter, RunStarter
 from server.federation_facts import FederationFacts
 from server.home import CoordinatorHome
@@ -110,6 +111,7 @@ def create_app(
     app.state.wrong_answers = invitations.WrongAnswers()
     problems.install(app)
     app.add_middleware(RequestLimits)
+    app.add_middleware(PagesBesideApi, pages=create_pages(app.state))
     for feature in (studies, sites, site_word, invitations, runs, releases, cohorts, ledger, health):
         app.include_router(feature.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

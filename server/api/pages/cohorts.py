@@ -1,0 +1,164 @@
+"""The cohort builder, a cohort's progress and files, and the list of one's own."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+
+from models.study import Study
+from server import cohorts, studies
+from server.api import cohorts as api
+from server.api.auth import StoreDep
+from server.api.pages.access import Form, OperatorOrResearcher, Posted
+from server.api.pages.conditions_form import column_fields, in_words, read_conditions, read_request
+from server.api.pages.estimates import Estimate, estimate
+from server.api.pages.rendering import render
+from server.api.pages.sessions import Session
+from server.api.paging import decode_cursor, encode_cursor
+from server.api.releases import visible_release
+from server.cohorts import DEFAULT_FORMATS, MAX_PATIENTS, OPEN_STATES, CohortRequest
+from server.errors import InvalidError
+from server.exports.context import ExportContext
+from server.exports.formats import FORMATS as EXPORT_FORMATS
+from server.releases import Release, get_release
+from server.store import Store
+
+router = APIRouter(prefix="/cohorts")
+SHOWN = 20
+
+
+@router.get("")
+def list_own(
+    request: Request, session: OperatorOrResearcher, store: StoreDep, cursor: str | None = None
+) -> Response:
+    """One's own cohorts, newest first; an operator's list is everybody's."""
+    owner = None if session.key.role == "operator" else session.key.owner
+    found = cohorts.list_cohorts(store, owner=owner, limit=SHOWN + 1, before=decode_cursor(cursor))
+    more = encode_cursor(found[SHOWN - 1].created_at, found[SHOWN - 1].id) if len(found) > SHOWN else None
+    names = {release: _title(store, release) for release in {one.request.release for one in found}}
+    context = {"here": "/cohorts", "items": found[:SHOWN], "more": more, "later": cursor, "names": names}
+    return render(request, "cohorts.html", context)
+
+
+@router.get("/new")
+def new(request: Request, session: OperatorOrResearcher, store: StoreDep, release: str) -> Response:
+    """The builder, with nothing asked for yet but every column."""
+    kept = visible_release(store, session.key, release)
+    names = studies.get_study(store, kept.study).study.table.names
+    form = Form(fields={"num_patients": ("1000",), "formats": DEFAULT_FORMATS, "columns": names})
+    return _builder(request, store, session, release, form)
+
+
+@router.post("/estimate")
+def show_estimate(request: Request, session: OperatorOrResearcher, form: Posted, store: StoreDep) -> Response:
+    """What the form's conditions will give: for a script the part of the page, for others the whole."""
+    if request.headers.get("hx-request") != "true":
+        return _builder(request, store, session, form.one("release"), form)
+    return render(request, "_estimate.html", {"estimate": _estimate(store, session, form)})
+
+
+@router.post("")
+def create(request: Request, session: OperatorOrResearcher, form: Posted, store: StoreDep) -> Response:
+    """Ask for the cohort, and go to its page; what cannot be is said in the form."""
+    release = visible_release(store, session.key, form.one("release"))
+    try:
+        wanted = read_request(studies.get_study(store, release.study).study.table, form)
+        made = cohorts.create_cohort(store, wanted, owner=session.key.owner)
+    except InvalidError as error:
+        return _builder(request, store, session, release.digest, form, fault=str(error), status=422)
+    return RedirectResponse(f"/cohorts/{made.id}", 303)
+
+
+@router.get("/{cohort_id}")
+def show(request: Request, cohort_id: str, session: OperatorOrResearcher, store: StoreDep) -> Response:
+    """A cohort: progress, then files."""
+    return _page(request, store, session, cohort_id, "cohort.html")
+
+
+@router.get("/{cohort_id}/progress")
+def progress(request: Request, cohort_id: str, session: OperatorOrResearcher, store: StoreDep) -> Response:
+    """The part of the page that changes."""
+    return _page(request, store, session, cohort_id, "_cohort.html")
+
+
+@router.post("/{cohort_id}/cancel")
+def cancel(cohort_id: str, session: OperatorOrResearcher, _form: Posted, store: StoreDep) -> Response:
+    """End a cohort that is not finished."""
+    api.cancel_cohort(cohort_id=cohort_id, key=session.key, store=store)
+    return RedirectResponse(f"/cohorts/{cohort_id}", 303)
+
+
+@router.get("/{cohort_id}/files/{name}")
+def download(
+    request: Request, cohort_id: str, name: str, session: OperatorOrResearcher, store: StoreDep
+) -> Response:
+    """A file, as the API serves it."""
+    return api.get_file(cohort_id=cohort_id, name=name, key=session.key, store=store, request=request)
+
+
+def _builder(
+    request: Request,
+    store: Store,
+    session: Session,
+    digest: str,
+    form: Form,
+    *,
+    fault: str = "",
+    status: int = 200,
+) -> Response:
+    release = visible_release(store, session.key, digest)
+    study = studies.get_study(store, release.study).study
+    context = {
+        "here": "/cohorts",
+        "release": release,
+        "study": study,
+        "fields": column_fields(study.table, form),
+        "form": form,
+        "formats": _formats(release, study),
+        "most": MAX_PATIENTS,
+        "fault": fault,
+        "estimate": _estimate(store, session, form, digest=digest),
+    }
+    return render(request, "cohort_new.html", context, status=status)
+
+
+def _formats(release: Release, study: Study) -> list[tuple[str, str, str]]:
+    """(name, title, why this release cannot be had in it, empty where it can)."""
+    request = CohortRequest(release=release.digest, num_patients=1, seed=0)
+    context = ExportContext.of(release, study, request)
+    listed = [(one.name, one.title, one.missing(context) or "") for one in EXPORT_FORMATS.values()]
+    return [*listed, ("zip", "Everything in one zip", "")]
+
+
+def _estimate(store: Store, session: Session, form: Form, *, digest: str = "") -> Estimate:
+    release = visible_release(store, session.key, digest or form.one("release"))
+    study = studies.get_study(store, release.study).study
+    seed = form.one("seed")
+    try:
+        conditions = read_conditions(study.table, form)
+    except InvalidError as error:
+        return Estimate(fault=str(error))
+    return estimate(store, release, study, conditions, seed=int(seed[:15]) if seed.isdecimal() else 0)
+
+
+def _page(request: Request, store: Store, session: Session, cohort_id: str, template: str) -> Response:
+    cohort = api.get_cohort(cohort_id=cohort_id, key=session.key, store=store)
+    is_open, is_part = cohort.state in OPEN_STATES, template == "_cohort.html"
+    context = {
+        "here": "/cohorts",
+        "cohort": cohort,
+        "title": _title(store, cohort.release),
+        "is_open": is_open,
+        "is_part": is_part,
+        "is_mine": cohort.owner == session.key.owner,
+        "conditions": in_words(cohort.conditions),
+    }
+    # The whole page once it has ended: asking stops.
+    return render(
+        request, template, context, headers={"HX-Refresh": "true"} if is_part and not is_open else {}
+    )
+
+
+def _title(store: Store, digest: str) -> str:
+    study = studies.get_study(store, get_release(store, digest).study).study
+    return study.title or study.name
