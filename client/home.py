@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,6 +15,7 @@ from privacy.cli.folders import HomeError, free_port, new_folder, read_settings,
 from privacy.signing import SignatureError, SigningKey, VerifyKey
 
 SETTINGS_FILE = "site.toml"
+PASSWORD_FILE = "keys/data.password"  # noqa: S105
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$"
 
 _TEMPLATE = """\
@@ -32,11 +32,9 @@ key = {key}
 
 [data]
 # csv, parquet, sql, omop, fhir, image-folder, npz or dicom; docs/site-data.md shows each kind's settings.
-kind = {kind}
-# Relative to this folder, or absolute.
-path = {path}
-# The column that says whose record a line is; empty when every line is another patient.
-patient_id = {patient_id}
+# Paths are relative to this folder, or absolute. patient_id is the column that says whose record a line is;
+# where a table has none, every line is another patient.
+{data}
 
 # A study whose patients are elsewhere, such as in a folder of images, has a section of its own:
 # [studies.NAME.data]
@@ -108,8 +106,10 @@ class SiteHome:
         ca_certificate: bytes,
         coordinator_key: str,
         data_path: Path | str,
-        data_kind: Literal["csv", "parquet"] = "csv",
+        data_kind: str = "csv",
         patient_id: str | None = None,
+        data_settings: Mapping[str, str | float] | None = None,
+        data_password: str = "",
         supernode_port: int | None = None,
         coordinator_url: str = "",
         invitation: str = "",
@@ -122,8 +122,9 @@ class SiteHome:
             superlink_address: host:port that the site dials.
             ca_certificate: PEM of the coordinator's authority; compare its fingerprint before.
             coordinator_key: the coordinator's key text (`name+hash+base64`).
-            data_path: the site's table; relative paths are relative to the home.
-            data_kind, patient_id: see `TableFile`; other kinds are written into site.toml by hand.
+            data_path: the site's file or folder, relative to the home or absolute; a database's URL.
+            data_kind, patient_id, data_settings: the `[data]` section, as `client.connectors.settings` has it.
+            data_password: a database's, kept among the keys; it stands in no other file.
             supernode_port: a free port is picked where none is given.
             coordinator_url: the coordinator's API.
             invitation: the text that the site joins by; kept among the keys, to ask again how its card stands.
@@ -131,6 +132,12 @@ class SiteHome:
         Raises:
             HomeError: the folder is in use, or a value cannot be used; nothing was left behind.
         """
+        place = "url" if data_kind in ("sql", "omop") else "path"
+        data = {"kind": data_kind, place: str(data_path), **(data_settings or {})}
+        if patient_id is not None:
+            data["patient_id"] = patient_id
+        if data_password:
+            data["password_file"] = PASSWORD_FILE
         with new_folder(path) as draft:
             (draft / SETTINGS_FILE).write_text(
                 _TEMPLATE.format(
@@ -138,9 +145,7 @@ class SiteHome:
                     address=toml_text(superlink_address),
                     key=toml_text(coordinator_key),
                     url=toml_text(coordinator_url),
-                    kind=toml_text(data_kind),
-                    path=toml_text(str(data_path)),
-                    patient_id=toml_text(patient_id or ""),
+                    data="\n".join(f"{name} = {_toml(value)}" for name, value in data.items()),
                     port=supernode_port or free_port(),
                 )
             )
@@ -151,6 +156,8 @@ class SiteHome:
             create_keys(home.receipt_key_file, home.node_key, site=name)
             write_private(home.worker_secret, secrets.token_bytes(32))
             write_private(home.fingerprint_secret, secrets.token_bytes(32))
+            if data_password:
+                write_private(draft / PASSWORD_FILE, data_password.encode())
             if invitation:
                 write_private(home.invitation_file, invitation.encode())
         return cls.open(path)
@@ -164,7 +171,7 @@ class SiteHome:
         """
         path = path.resolve()
         file = path / SETTINGS_FILE
-        data = read_settings(file, create_with=f"fedtwin site create --home {path.name}")
+        data = read_settings(file, create_with=f"fedtwin site join --home {path.name}")
         try:
             settings = _Settings.model_validate(data)
             key = VerifyKey.from_text(settings.coordinator.key)
@@ -254,6 +261,10 @@ class SiteHome:
     def receipt_key(self) -> SigningKey:
         """Read the key that signs receipts."""
         return SigningKey.from_pem(self.receipt_key_file.read_bytes(), name=self.name)
+
+
+def _toml(value: str | float) -> str:
+    return toml_text(value) if isinstance(value, str) else repr(value)
 
 
 def _setting(place: tuple[int | str, ...], fault: str) -> str:

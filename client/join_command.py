@@ -12,9 +12,27 @@ from client.opened import Home, open_home
 from privacy.cli.problem import say_problem
 
 if TYPE_CHECKING:
+    from client.data_option import DataChoice
     from client.home import SiteHome
     from client.joining import Federation
 
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Your patients: a .csv, .parquet or .npz file, sql:URL, omop:URL, fhir:FOLDER, image-folder:FOLDER or "
+        "dicom:FOLDER on this machine."
+    ),
+]
+DataSetting = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME=VALUE of the [data] section, such as query_file=patients.sql; may be repeated; docs/site-data.md."
+    ),
+]
+AskPassword = Annotated[
+    bool,
+    typer.Option("--ask-password", help="Ask for the database's password; kept in the folder's keys/ only."),
+]
 PatientId = Annotated[
     str, typer.Option(help="The column that names the patient; empty: every line is another patient.")
 ]
@@ -36,7 +54,9 @@ def init(
     home: Home,
     name: Annotated[str, typer.Option(help="The site's name: lower-case letters, digits, hyphens.")],
     federation: Annotated[Path, typer.Option(help="The federation.json that the coordinator gave you.")],
-    data: Annotated[Path, typer.Option(help="Your patients: a .csv or .parquet file on this machine.")],
+    data: Data,
+    data_setting: DataSetting = None,
+    ask_password: AskPassword = False,
     patient_id: PatientId = "",
     epsilon: Epsilon = 3.0,
     delta: Delta = 1e-5,
@@ -52,7 +72,9 @@ def init(
         shown = found.fingerprint
     except (OSError, ValueError, JoinError) as error:
         raise say_problem(f"{federation} is no federation file ({error}); ask the operator for it") from None
-    made = _create(home, name, found, data, patient_id, epsilon, delta, minimum_patients, approval)
+    choice = _data(data, data_setting, patient_id)
+    policy = _policy(found, epsilon, delta, minimum_patients, approval)
+    made = _create(home, name, found, choice, policy, patient_id, ask_password)
     write_card(made)
     typer.echo(f"Site {made.name!r} is in {made.path}. Its private keys were made here and stay here.")
     typer.echo(f"Coordinator's certificate, SHA-256: {shown}: compare it by telephone.")
@@ -69,9 +91,9 @@ def join(
             help="The line that the operator sent; asked for where absent. For a site that joined: how its card stands."
         ),
     ] = "",
-    data: Annotated[
-        Path | None, typer.Option(help="Your patients: a .csv or .parquet file on this machine.")
-    ] = None,
+    data: Data = "",
+    data_setting: DataSetting = None,
+    ask_password: AskPassword = False,
     patient_id: PatientId = "",
     epsilon: Epsilon = 3.0,
     delta: Delta = 1e-5,
@@ -85,8 +107,9 @@ def join(
     if not invitation and home.exists():
         _ask_again(open_home(home))
         return
-    if data is None:
+    if not data:
         raise say_problem("name your patients' file: --data patients.csv")
+    choice = _data(data, data_setting, patient_id)
     invitation = invitation or typer.prompt("The invitation, one line")
     try:
         parsed = Invitation.parse(invitation)
@@ -98,16 +121,15 @@ def join(
     typer.echo(
         "It is what the invitation says. If that did not come by a trusted way, compare it by telephone."
     )
+    policy = _policy(found, epsilon, delta, minimum_patients, approval)
     made = _create(
         home,
         parsed.site,
         found,
-        data,
+        choice,
+        policy,
         patient_id,
-        epsilon,
-        delta,
-        minimum_patients,
-        approval,
+        ask_password,
         invitation=parsed.text,
         url=parsed.api_url,
     )
@@ -127,27 +149,21 @@ def card(home: Home) -> None:
     typer.echo(f"{file}: send it to the coordinator's operator. Nothing in it is secret.")
 
 
-def _create(
-    home: Path,
-    name: str,
-    found: Federation,
-    data: Path,
-    patient_id: str,
-    epsilon: float,
-    delta: float,
-    minimum_patients: int,
-    approval: Any,
-    *,
-    invitation: str = "",
-    url: str = "",
-) -> SiteHome:
-    from client.connectors import DataSourceError, kind_of
-    from client.home import SiteHome
-    from client.policy import PolicyError, policy_text
-    from privacy.cli.folders import HomeError
+def _data(data: str, settings: list[str] | None, patient_id: str) -> DataChoice:
+    from client.connectors import DataSourceError
+    from client.data_option import read_data_option
 
     try:
-        policy = policy_text(
+        return read_data_option(data, settings or [], patient_id=patient_id)
+    except DataSourceError as error:
+        raise say_problem(error) from None
+
+
+def _policy(found: Federation, epsilon: float, delta: float, minimum_patients: int, approval: Any) -> str:
+    from client.policy import PolicyError, policy_text
+
+    try:
+        return policy_text(
             epsilon_per_run=epsilon,
             epsilon_per_study=epsilon,
             epsilon_total=2 * epsilon,
@@ -156,6 +172,30 @@ def _create(
             app_digests=[found.app_digest],
             approval=approval,
         )
+    except PolicyError as error:
+        raise say_problem(error) from None
+
+
+def _create(
+    home: Path,
+    name: str,
+    found: Federation,
+    data: DataChoice,
+    policy: str,
+    patient_id: str,
+    ask_password: bool,
+    *,
+    invitation: str = "",
+    url: str = "",
+) -> SiteHome:
+    from client.data_option import DATABASES
+    from client.home import SiteHome
+    from privacy.cli.folders import HomeError
+
+    if ask_password and data.kind not in DATABASES:
+        raise say_problem(f"--ask-password is for a database, and --data is {data.kind}; leave it out")
+    password = typer.prompt("The database's password", hide_input=True) if ask_password else ""
+    try:
         made = SiteHome.create(
             home,
             name=name,
@@ -163,14 +203,16 @@ def _create(
             coordinator_url=url or found.api_url,
             ca_certificate=found.ca_certificate.encode(),
             coordinator_key=found.ledger_key,
-            data_path=data.resolve(),
-            data_kind=kind_of(data),
+            data_path=data.where,
+            data_kind=data.kind,
+            data_settings=data.settings,
+            data_password=password,
             patient_id=patient_id or None,
             invitation=invitation,
         )
-        made.policy_file.write_text(policy)
-    except (HomeError, DataSourceError, PolicyError) as error:
+    except HomeError as error:
         raise say_problem(error) from None
+    made.policy_file.write_text(policy)
     return made
 
 

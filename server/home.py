@@ -190,7 +190,7 @@ class CoordinatorHome:
         """
         path = path.resolve()
         file = path / SETTINGS_FILE
-        data = read_settings(file, create_with=f"fedtwin server create --home {path.name}")
+        data = read_settings(file, create_with=f"fedtwin server init --home {path.name}")
         try:
             settings = _Settings.model_validate(data)
         except ValidationError as error:
