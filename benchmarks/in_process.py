@@ -22,6 +22,7 @@ from server.federation import Enough, SiteFailure
 from server.home import CoordinatorHome
 from server.rounds import run_rounds
 from server.store import Store
+from server.transfer import HeldParts
 
 
 class InProcessFederation:
@@ -29,6 +30,8 @@ class InProcessFederation:
 
     def __init__(self, rounds: Mapping[str, SiteRounds]) -> None:
         self.sites = rounds
+        self.sent_bytes = self.received_bytes = 0
+        self._held = HeldParts()
 
     def exchange(
         self,
@@ -40,9 +43,18 @@ class InProcessFederation:
         """Ask one site after the other; all have answered before anybody could have had enough."""
         replies: dict[str, RoundReply | SiteFailure] = {}
         for site, request in requests.items():
-            reply = self.sites[site].handle(RoundRequest.decode(*request.encode()))
-            replies[site] = RoundReply.decode(*reply.encode())
+            heard = None
+            while heard is None:
+                heard = self._held.hear(site, request, self._ask(site, request))
+            replies[site] = heard
         return replies
+
+    def _ask(self, site: str, request: RoundRequest) -> RoundReply:
+        message = request.encode(self._held.of(site))
+        answer = self.sites[site].answer(*message)
+        self.sent_bytes += sum(map(len, message))
+        self.received_bytes += sum(map(len, answer))
+        return RoundReply.decode(*answer)
 
 
 class InProcessLab:

@@ -19,4 +19,4 @@ def _rounds() -> SiteRounds:
     return SiteRounds(SiteHome.open(Path(os.environ["FEDTWIN_HOME"])), interruption=interruption)
 
 
-app = make_app(lambda request: _rounds().handle(request))
+app = make_app(lambda body, payload: _rounds().answer(body, payload))

@@ -53,8 +53,6 @@ from models.exchange import (
     MESSAGE_TYPES,
     RECORD_NAME,
     ExchangeError,
-    RoundReply,
-    RoundRequest,
 )
 from privacy.cli.folders import write_private
 
@@ -72,21 +70,21 @@ _PARTS_SECONDS = 30.0  # from a message's announcement to its last part; on the 
 _log = logging.getLogger(__name__)
 
 
-def make_app(handle: Callable[[RoundRequest], RoundReply]) -> ClientApp:
-    """A ClientApp that answers each kind of message with `handle`; it raises when a request cannot be read."""
+def make_app(answer: Callable[[bytes, bytes], tuple[bytes, bytes]]) -> ClientApp:
+    """A ClientApp that answers each kind of message: body and payload in, body and payload out."""
     app = ClientApp()
 
-    def answer(message: Message, context: Context) -> Message:
-        body, arrays = (message.content[RECORD_NAME][part] for part in ("body", "arrays"))
-        if not isinstance(body, bytes) or not isinstance(arrays, bytes):
-            raise ExchangeError("body and arrays must be bytes")
-        body, arrays = handle(RoundRequest.decode(body, arrays)).encode()
-        content = RecordDict({RECORD_NAME: ConfigRecord({"body": body, "arrays": arrays})})
+    def carry(message: Message, context: Context) -> Message:
+        body, payload = (message.content[RECORD_NAME][part] for part in ("body", "payload"))
+        if not isinstance(body, bytes) or not isinstance(payload, bytes):
+            raise ExchangeError("body and payload must be bytes")
+        body, payload = answer(body, payload)
+        content = RecordDict({RECORD_NAME: ConfigRecord({"body": body, "payload": payload})})
         return Message(content, reply_to=message)
 
     for message_type in MESSAGE_TYPES.values():
         category, action = message_type.split(".")
-        getattr(app, category)(action)(answer)
+        getattr(app, category)(action)(carry)
     return app
 
 

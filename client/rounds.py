@@ -32,6 +32,7 @@ from client.connectors import DataSourceError
 from client.guard import Debit, Guard, RefusedError
 from client.home import SiteHome
 from client.interruption import Interruption, RoundInterruptedError
+from client.parts import PartCache
 from client.patients import LoadedPatients, PatientDraws, PatientTables
 from client.policy import PolicyError, load_policy
 from client.state import SiteState
@@ -40,6 +41,7 @@ from models.discriminator import Discriminator
 from models.exchange import Refusal, RoundReply, RoundRequest
 from models.faults import TableFaultsError
 from models.measurement import Measurement
+from models.parts import PartsLackingError
 from models.refinement import PerRecordLoss, refine_generator
 from models.table import EncodedTable
 from privacy.dpsgd import DiscriminatorTrainer
@@ -81,6 +83,20 @@ class SiteRounds:
         self._state = SiteState(site.state)
         self._witness = Witness(site.state / "newest.checkpoint", site.receipt_key(), site.coordinator_key)
         self._patients = PatientTables(site, self._noise)
+        self._parts = PartCache(site.state / "parts")
+
+    def answer(self, body: bytes, payload: bytes) -> tuple[bytes, bytes]:
+        """Answer one message; of a request that lacks a part nothing is done but to say so.
+
+        Raises:
+            RoundInterruptedError: as `handle`.
+            ExchangeError, StudyError, ArraysError: it is no request.
+        """
+        try:
+            request = RoundRequest.decode(body, payload, store=self._parts)
+        except PartsLackingError as lacking:
+            return RoundReply.of_lacking(lacking, site=self._site.name).encode()
+        return self.handle(request).encode()
 
     def handle(self, request: RoundRequest) -> RoundReply:
         """Answer one request; raises nothing else, since what an exception says may depend on patients.

@@ -133,7 +133,7 @@ class FederationSettings(Frozen):
         if self.aggregation != "mean" and self.quorum < needed:
             raise ValueError(
                 f"quorum is {self.quorum}; {self.aggregation} that withstands {self.max_faulty_sites} lying site(s) "
-                f"needs {needed} or more: raise the quorum, lower max_faulty_sites or take aggregation = \"mean\""
+                f'needs {needed} or more: raise the quorum, lower max_faulty_sites or take aggregation = "mean"'
             )
         return self
 
@@ -153,9 +153,14 @@ class Study(Frozen):
     federation: FederationSettings = FederationSettings()
 
     @cached_property
+    def encoded(self) -> bytes:
+        """The RFC 8785 form of the whole definition."""
+        return bytes(rfc8785.dumps(self.to_dict()))
+
+    @cached_property
     def digest(self) -> str:
-        """`sha256:` and the hexadecimal SHA-256 of the RFC 8785 form of the whole definition."""
-        return "sha256:" + hashlib.sha256(rfc8785.dumps(self.to_dict())).hexdigest()
+        """`sha256:` and the hexadecimal SHA-256 of `encoded`."""
+        return "sha256:" + hashlib.sha256(self.encoded).hexdigest()
 
     @property
     def num_rounds(self) -> int:

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
@@ -39,10 +39,12 @@ from models.exchange import APP_REFUSED_CODE, MESSAGE_TYPES, RECORD_NAME, RoundR
 from privacy.cli.folders import write_private
 from server.federation import Enough, SiteFailure
 from server.home import CoordinatorHome
+from server.transfer import HeldParts
 
 _RUN_IN_HAND = "run-in-hand"
-_FIRST_POLL_SECONDS = 0.1
+_FIRST_POLL_SECONDS = 0.05
 _LAST_POLL_SECONDS = 0.5
+_POLL_SHARE = 0.05  # of the time waited so far
 _RETRY_SECONDS = 2.0
 _PART_SECONDS = 0.05
 _FAILURES: Mapping[int, tuple[str, str]] = {
@@ -67,6 +69,7 @@ class FlowerFederation:
     def __init__(self, grid: Grid, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self._grid = grid
         self._sleep = sleep
+        self._held = HeldParts()
 
     def sites(self) -> frozenset[str]:
         """Names of the sites that are connected now."""
@@ -95,18 +98,22 @@ class FlowerFederation:
         }
         for site in set(asked) - set(pending.values()):
             results[site] = SiteFailure(code="error", reason="the SuperLink did not take the request")
-        delay = _FIRST_POLL_SECONDS
-        given_up = False
+        pushed_at, given_up = time.monotonic(), False
         while pending and not given_up and time.monotonic() < deadline:
             for reply in self._grid.pull_messages(list(pending)):
-                answered = pending.pop(reply.metadata.reply_to_message_id, None)
-                if answered is not None:
-                    results[answered] = read_reply(reply)
-                    delay = _FIRST_POLL_SECONDS
+                site = pending.pop(reply.metadata.reply_to_message_id, None)
+                if site is None:
+                    continue
+                heard = self._held.hear(site, requests[site], read_reply(reply))
+                if heard is not None:
+                    results[site] = heard
+                    continue
+                (again,) = self._push(requests, {site: node_ids[site]}, deadline) or [None]
+                pending |= {again: site} if again else {}
             given_up = enough is not None and enough(results)
             if pending and not given_up:
-                self._sleep(min(delay, max(0.0, deadline - time.monotonic())))
-                delay = min(1.5 * delay, _LAST_POLL_SECONDS)
+                now = time.monotonic()
+                self._sleep(min(poll_pause(now - pushed_at), max(0.0, deadline - now)))
         for site in pending.values():
             waited = deadline_seconds - (deadline - time.monotonic() if given_up else 0.0)
             reason = f"no reply within {waited:.3g} s"
@@ -122,7 +129,7 @@ class FlowerFederation:
         """
         while node_ids and (left := deadline - time.monotonic()) > 0:
             messages = [
-                write_request(requests[site], node_id=node_id, ttl_seconds=left)
+                write_request(requests[site], node_id=node_id, ttl_seconds=left, held=self._held.of(site))
                 for site, node_id in node_ids.items()
             ]
             try:
@@ -136,10 +143,17 @@ class FlowerFederation:
         return {node.name: int(node.node_id) for node in self._grid.get_nodes() if node.name}
 
 
-def write_request(request: RoundRequest, *, node_id: int, ttl_seconds: float) -> Message:
-    """A request as Flower's message."""
-    body, arrays = request.encode()
-    content = RecordDict({RECORD_NAME: ConfigRecord({"body": body, "arrays": arrays})})
+def poll_pause(waited_seconds: float) -> float:
+    """How long to wait before asking again: what polling adds to a wait is a small part of it."""
+    return min(max(_FIRST_POLL_SECONDS, _POLL_SHARE * waited_seconds), _LAST_POLL_SECONDS)
+
+
+def write_request(
+    request: RoundRequest, *, node_id: int, ttl_seconds: float, held: Collection[str] = ()
+) -> Message:
+    """A request as Flower's message, without the parts that the site holds."""
+    body, payload = request.encode(held)
+    content = RecordDict({RECORD_NAME: ConfigRecord({"body": body, "payload": payload})})
     return Message(
         content,
         dst_node_id=node_id,
@@ -156,10 +170,10 @@ def read_reply(message: Message) -> RoundReply | SiteFailure:
         return SiteFailure(code=code, reason=reason)
     try:
         record = message.content[RECORD_NAME]
-        body, arrays = record["body"], record["arrays"]
-        if not isinstance(body, bytes) or not isinstance(arrays, bytes):
-            raise TypeError("body and arrays must be bytes")
-        return RoundReply.decode(body, arrays)
+        body, payload = record["body"], record["payload"]
+        if not isinstance(body, bytes) or not isinstance(payload, bytes):
+            raise TypeError("body and payload must be bytes")
+        return RoundReply.decode(body, payload)
     except Exception as error:  # hostile input: no site may stop a round by what it sends
         return SiteFailure(code="garbled", reason=f"the reply cannot be read ({type(error).__name__})")
 

@@ -28,7 +28,7 @@ from models.measurement import Measurement
 from models.refinement import score
 from models.study import Study
 from models.study_generator import fit_study
-from models.weights import decode_arrays, encode_arrays
+from models.weights import decode_arrays, encode_arrays, seal
 from privacy.merkle import LedgerVerificationError
 from privacy.receipt import decimal_text
 from privacy.signing import VerifyKey
@@ -425,6 +425,7 @@ class RoundLoop:
     def _requests(
         self, kind: MessageKind, number: int, names: list[str], arrays: Mapping[str, Tensor]
     ) -> dict[str, RoundRequest]:
+        arrays = seal(arrays)  # encoded once for all sites
         return {
             name: RoundRequest(
                 kind=kind,

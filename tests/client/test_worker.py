@@ -65,7 +65,7 @@ class SuperNode:
         self.server.should_exit = True
         self.thread.join()
 
-    def deliver(self, body: bytes, arrays: bytes, message_type: str = "train.measure") -> None:
+    def deliver(self, body: bytes, payload: bytes, message_type: str = "train.measure") -> None:
         """What the SuperNode's loop does with a message of the coordinator."""
         run = Run.create_empty(RUN)
         run.fab_hash, run.series_id = DIGEST, 5
@@ -75,7 +75,7 @@ class SuperNode:
         self.state.store_fab(Fab(DIGEST, BUNDLE, {}))
         assert self.state.create_task(task_type=TaskType.CLIENT_APP, run_id=RUN, fab_hash=DIGEST)
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN, COORDINATOR, 1
-        record = ConfigRecord({"body": body, "arrays": arrays})
+        record = ConfigRecord({"body": body, "payload": payload})
         message = Message(RecordDict({RECORD_NAME: record}), dst_node_id=NODE, message_type=message_type)
         _insert_message(message, self.state, self.factory.objectstore_factory.store())
 
@@ -102,7 +102,7 @@ class Site:
     def serve(self) -> None:
         run_worker(
             self.home,
-            make_app(self.answer),
+            make_app(lambda body, payload: self.answer(RoundRequest.decode(body, payload)).encode()),
             allowed_apps=lambda: self.allowed,
             on_refused=self.refused.append,
             stop_event=self.stop_event,
@@ -194,12 +194,12 @@ def test_an_exceptions_words_are_neither_sent_nor_logged(
     assert "4711" not in error.reason + caplog.text
 
 
-@pytest.mark.parametrize(("body", "arrays"), [(b"", b""), (b"{}", b""), (REQUEST.encode()[0], b"\xff" * 40)])
+@pytest.mark.parametrize(("body", "payload"), [(b"", b""), (b"{}", b""), (REQUEST.encode()[0], b"\xff" * 40)])
 def test_a_request_that_cannot_be_read_reaches_no_handler_and_the_next_one_is_served(
-    site: Site, supernode: SuperNode, body: bytes, arrays: bytes
+    site: Site, supernode: SuperNode, body: bytes, payload: bytes
 ) -> None:
     site.thread.start()
-    supernode.deliver(body, arrays)
+    supernode.deliver(body, payload)
     assert supernode.reply().error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
     assert site.handled == []
     supernode.deliver(*REQUEST.encode())

@@ -17,11 +17,13 @@ from typing import Any
 def serve_site() -> None:
     from client.flower_adapter import make_app
     from client.home import SiteHome
+    from client.parts import PartCache
     from client.worker import configure_logging, run_worker
     from models.exchange import RoundReply, RoundRequest
 
     configure_logging()
     home = SiteHome.open(Path(os.environ["FEDTWIN_HOME"]))
+    parts = PartCache(home.state / "parts")
 
     def planned() -> dict[str, Any]:
         return json.loads((home.path / "echo.json").read_text())
@@ -45,7 +47,12 @@ def serve_site() -> None:
     def note(head: object) -> None:
         (home.path / "refused.txt").write_text(str(head))
 
-    run_worker(home, make_app(handle), allowed_apps=lambda: planned()["allowed"], on_refused=note)
+    run_worker(
+        home,
+        make_app(lambda body, payload: handle(RoundRequest.decode(body, payload, store=parts)).encode()),
+        allowed_apps=lambda: planned()["allowed"],
+        on_refused=note,
+    )
 
 
 def serve_coordinator() -> None:

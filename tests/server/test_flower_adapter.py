@@ -20,6 +20,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.task_identity import TaskIdentity
 
 from models.exchange import APP_REFUSED_CODE, RECORD_NAME, RoundReply, RoundRequest
+from models.parts import PartsLackingError
 from models.study import Study
 from server import flower_adapter as adapter
 from server.federation import SiteFailure
@@ -89,15 +90,15 @@ def request(site: str, **changes: Any) -> RoundRequest:
     return RoundRequest(**{**values, "arrays": {"w": torch.ones(3)}, **changes})
 
 
-def carry(message: Message, body: object, arrays: object) -> Message:
-    record = ConfigRecord({"body": body, "arrays": arrays})  # type: ignore[dict-item]
+def carry(message: Message, body: object, payload: object) -> Message:
+    record = ConfigRecord({"body": body, "payload": payload})  # type: ignore[dict-item]
     return Message(RecordDict({RECORD_NAME: record}), reply_to=message)
 
 
 def echo(site: str) -> Answer:
     def answer(message: Message) -> Message:
         record = message.content[RECORD_NAME]
-        asked = RoundRequest.decode(record["body"], record["arrays"])
+        asked = RoundRequest.decode(record["body"], record["payload"])
         reply = RoundReply(
             kind=asked.kind,
             run=asked.run,
@@ -146,7 +147,14 @@ def test_a_silent_site_fails_at_the_deadline_and_no_later() -> None:
     assert isinstance(results["north"], RoundReply)
 
 
-def test_polls_start_quick_and_become_patient() -> None:
+def test_polls_start_quick_and_never_add_much_to_a_wait() -> None:
+    pauses = [adapter.poll_pause(waited) for waited in (0.0, 0.5, 2.0, 6.0, 600.0)]
+    assert pauses == sorted(pauses)
+    assert (pauses[0], pauses[-1]) == (0.05, 0.5)
+    assert all(adapter.poll_pause(waited) <= max(0.05, 0.05 * waited) for waited in (0.1, 1, 5, 50))
+
+
+def test_a_late_reply_is_asked_for_until_it_comes() -> None:
     naps: list[float] = []
     late = echo("mute")
     grid = DirectGrid({"mute": lambda message: None})
@@ -158,9 +166,7 @@ def test_polls_start_quick_and_become_patient() -> None:
 
     results = FlowerFederation(grid, sleep=sleep).exchange({"mute": request("mute")}, deadline_seconds=60)
     assert isinstance(results["mute"], RoundReply)
-    assert naps[0] == 0.1
-    assert naps == sorted(naps)
-    assert naps[-1] == 0.5
+    assert len(naps) == 9
 
 
 @pytest.mark.parametrize(
@@ -255,3 +261,58 @@ def test_a_superlink_that_never_takes_a_request_fails_its_sites_by_the_deadline_
     federation = FlowerFederation(ForgetfulGrid({"ash": echo("ash")}, times=10**9))
     replies = federation.exchange({"ash": request("ash")}, deadline_seconds=0.5)
     assert replies["ash"] == SiteFailure(code="error", reason="the SuperLink did not take the request")
+
+
+def test_a_site_is_sent_what_it_lacks_in_the_same_exchange_and_nothing_twice() -> None:
+    held: dict[str, bytes] = {}
+    sizes: list[int] = []
+
+    class Store:
+        find = staticmethod(held.get)
+        keep = staticmethod(held.__setitem__)
+
+    def site(message: Message) -> Message:
+        record = message.content[RECORD_NAME]
+        sizes.append(len(record["payload"]))
+        try:
+            asked = RoundRequest.decode(record["body"], record["payload"], store=Store())
+        except PartsLackingError as lacking:
+            return carry(message, *RoundReply.of_lacking(lacking, site="north").encode())
+        head = {name: getattr(asked, name) for name in ("kind", "run", "round", "nonce")}
+        return carry(message, *RoundReply(**head, site="north").encode())
+
+    federation = FlowerFederation(DirectGrid({"north": site}))
+    asked = {"north": request("north", arrays={"anchor": torch.ones(100), "w": torch.zeros(3)})}
+    following = {"north": request("north", arrays={"anchor": torch.ones(100), "w": torch.ones(3)}, round=3)}
+
+    def ask(what: dict[str, RoundRequest]) -> RoundReply:
+        reply = federation.exchange(what, deadline_seconds=5)["north"]
+        assert isinstance(reply, RoundReply)
+        assert not reply.lacks
+        return reply
+
+    ask(asked)
+    ask(following)
+    assert len(sizes) == 2
+    assert sizes[0] > 500
+    assert sizes[1] < 150  # only the new array
+    held.clear()  # its disk was wiped
+    sizes.clear()
+    ask(following)
+    assert len(sizes) == 2
+    assert sizes[0] == 0
+    assert sizes[1] > 500
+
+
+def test_a_site_that_goes_on_lacking_what_it_was_sent_fails_and_does_not_hold_up_the_round() -> None:
+    def lacking(message: Message) -> Message:
+        body, payload = message.content[RECORD_NAME]["body"], message.content[RECORD_NAME]["payload"]
+        asked = RoundRequest.decode(body, payload)
+        error = PartsLackingError(asked.parts.values())
+        error.head = {name: getattr(asked, name) for name in ("kind", "run", "round", "nonce")}
+        return carry(message, *RoundReply.of_lacking(error, site="bad").encode())
+
+    results = exchange({"bad": lacking, "north": echo("north")})
+    assert results["bad"].code == "error"
+    assert "lacks" in results["bad"].reason
+    assert isinstance(results["north"], RoundReply)
