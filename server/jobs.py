@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 from models.conditions import ConditionError
@@ -24,16 +25,19 @@ from models.weights import decode_arrays
 from privacy.canonical import digest
 from privacy.cli.folders import write_durably
 from privacy.cli.supervisor import WORKER_READY
+from privacy.cohort_certificate import CERTIFICATE_FILE, STATEMENT_NAME
 from server import cohorts, ledger_store, provenance
 from server.cohorts import Claim, ClaimLostError, CohortFile
 from server.exports.context import ExportContext
 from server.exports.formats import chosen_formats
 from server.exports.writer import CohortWriter
+from server.provenance_page import MEDIA_TYPE, PAGE_FILE, certificate_page
 from server.releases import get_release
 from server.store import Store
 from server.studies import get_study
 
 IDLE_SECONDS = 0.3
+PART_PATIENTS = 5_000
 
 log = logging.getLogger("fedtwin.jobs")
 
@@ -89,29 +93,40 @@ def make_cohort(store: Store, claim: Claim) -> None:
     folder = store.cohorts / cohort.id
     context = ExportContext.of(release, study, request)
     formats = chosen_formats(request.formats, context)
-    packed = "zip" in request.formats
-    with CohortWriter(folder, formats, context, packed=packed, token=claim.token) as writer:
+    with CohortWriter(folder, formats, context, packed="zip" in request.formats, token=claim.token) as writer:
         done, seed = 0, request.seed or 0
         for number, chunk in enumerate(sampler.chunks(request.num_patients, seed=seed)):
-            for part in generator.with_pictures(chunk, seed=seed, chunk=number):
-                writer.write(*part)
-                done += len(part[0])
-                cohorts.report_patients(store, claim, done)
+            for rows, images in generator.with_pictures(chunk, seed=seed, chunk=number):
+                for start in range(0, len(rows), PART_PATIENTS):  # a long chunk must not outlast the claim
+                    part = slice(start, start + PART_PATIENTS)
+                    writer.write(rows.iloc[part], None if images is None else images[part])
+                    done += len(rows.iloc[part])
+                    cohorts.report_patients(store, claim, done)
         files = writer.finish()
     digests = {file.name: f"sha256:{file.sha256}" for file in files}
     statement = provenance.make_statement(
-        store, cohort, release=release, study=study, report=sampler.report, files=digests
+        store, cohort, release=release, study=study, report=sampler.report, formats=formats, files=digests
     )
-    logged = {**digests, provenance.STATEMENT_NAME: digest(statement)}
+    page = certificate_page(statement)
+    files.append(describe(PAGE_FILE, page, MEDIA_TYPE))
+    statement["files"][PAGE_FILE] = f"sha256:{files[-1].sha256}"
+    write_durably(folder / PAGE_FILE, page)
+    logged = {**statement["files"], STATEMENT_NAME: digest(statement)}
     with store.database.write() as session:
         row, index = cohorts.log_cohort(store, session, claim, files, logged)
         proof, note = ledger_store.proof_of_newest(session, index)
         entry = ledger_store.entry_bytes(session, index)
         certificate = provenance.make_certificate(statement, index=index, entry=entry, proof=proof, note=note)
         data = provenance.certificate_bytes(certificate)
-        row.files = [*row.files, _describe(data)]
+        row.files = [*row.files, asdict(describe(CERTIFICATE_FILE, data, "application/json"))]
         cohorts.complete_in(store, row, certificate)
-    write_durably(folder / provenance.CERTIFICATE_FILE, data)
+    write_durably(folder / CERTIFICATE_FILE, data)
+
+
+def describe(name: str, data: bytes, media_type: str) -> CohortFile:
+    """A file that is held in memory."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    return CohortFile(name=name, num_bytes=len(data), sha256=sha256, media_type=media_type)
 
 
 def work(store: Store, stopped: threading.Event) -> None:
@@ -150,21 +165,6 @@ def _fail(store: Store, claim: Claim, reason: str) -> None:
         cohorts.fail_cohort(store, claim, reason)
     except ClaimLostError as error:
         log.info("%s", error)
-
-
-def _describe(certificate: bytes) -> dict[str, object]:
-    file = CohortFile(
-        name=provenance.CERTIFICATE_FILE,
-        num_bytes=len(certificate),
-        sha256=hashlib.sha256(certificate).hexdigest(),
-        media_type="application/json",
-    )
-    return {
-        "name": file.name,
-        "num_bytes": file.num_bytes,
-        "sha256": file.sha256,
-        "media_type": file.media_type,
-    }
 
 
 if __name__ == "__main__":

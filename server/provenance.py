@@ -1,34 +1,28 @@
 """The certificate beside each cohort: where it came from, what it cost whom, and the proof that this was logged.
 
-`certificate.json` has two parts. `statement` says everything in words and digests; the cohort's ledger entry
-names its digest under `certificate`. `ledger` is that entry with its inclusion proof and the signed checkpoint,
-so that a reader who has the coordinator's public key needs nothing else.
+`certificate.json` is checked by `privacy.cohort_certificate`; `certificate.html` (`server.provenance_page`) says the
+same statement for people, and its digest is in the ledger as that of every file.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
-from collections.abc import Mapping
+import platform
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from models.sampling import ConditionReport
 from models.study import Study
-from privacy.canonical import digest
-from privacy.checkpoint import open_checkpoint
-from privacy.ledger import CohortDrawn, decode_entry
-from privacy.merkle import LedgerVerificationError, leaf_hash, verify_inclusion
-from privacy.signing import VerifyKey
 from server import ledger_store
 from server.cohorts import Cohort
+from server.exports.context import ExportContext
+from server.exports.writer import ExportFormat
 from server.releases import LIMITS_OF_USE, Release
 from server.spends import run_spends
 from server.store import Store
 
-CERTIFICATE_FILE = "certificate.json"
-STATEMENT_NAME = "certificate"
 SOFTWARE = ("fedtwin", "torch", "numpy", "pandas", "pyarrow")
 
 
@@ -39,34 +33,45 @@ def make_statement(
     release: Release,
     study: Study,
     report: ConditionReport,
+    formats: Sequence[ExportFormat],
     files: Mapping[str, str],
 ) -> dict[str, Any]:
     """What the certificate states.
 
     Args:
         report: how the conditions met the generator.
+        formats: that the cohort was written in.
         files: `sha256:` digest of each data file by name.
     """
     spends = {spend.site: spend for spend in run_spends(store, release.run)}
+    request = cohort.request
+    context = ExportContext.of(release, study, request)
     return {
         "version": 1,
         "synthetic": True,
         "title": "Synthetic patients: no record is a person",
         "cohort": cohort.id,
-        "num_patients": cohort.request.num_patients,
-        "seed": cohort.request.seed,
+        "num_patients": request.num_patients,
+        "seed": request.seed,
+        "draw": context.draw,
         "conditions": {
-            "asked": list(cohort.request.conditions),
-            "held_by": "every record",
-            "probability_in_release": repr(float(report.probability)),
-            "probability_is_exact": report.exact,
+            "asked": list(request.conditions),
+            "achieved": {
+                "held_by": "every record",
+                "share_of_release": repr(float(report.probability)),
+                "share_is_exact": report.exact,
+                "effective_sample_size": report.effective_sample_size(request.num_patients),
+                "effective_components": repr(round(float(report.effective_components), 3)),
+            },
         },
+        "columns": list(context.columns),
         "release": {
             "digest": release.digest,
             "weights_digest": release.weights_digest,
             "run": release.run,
             "round": release.round,
             "gate": release.gate,
+            "gate_says": "No release gate was passed: neither attacks nor utility were tested before it was served.",
             "ledger_index": release.entry,
         },
         "study": {"name": study.name, "title": study.title, "digest": release.study_digest},
@@ -84,10 +89,20 @@ def make_statement(
             ],
             "cost_of_this_cohort": "none: drawing from a release is post-processing",
         },
-        "algorithm": "measure, warm-start, refine: noisy moments, a mixture fitted to them, an anchored GAN",
+        "algorithm": {
+            "name": "measure, warm-start, refine",
+            "says": "noisy moments from each site, a mixture fitted to them, then an anchored GAN in rounds",
+            "measure_noise_multiplier": _text(study.measure.noise_multiplier),
+            "refine_rounds": study.refine.rounds,
+            "refine_noise_multiplier": _text(study.refine.noise_multiplier) if study.refine.rounds else None,
+        },
+        "formats": [
+            {"format": one.name, "note": one.note, "columns_left_out": dict(one.left_out(context))}
+            for one in formats
+        ],
         "files": dict(files),
-        "software": {name: version(name) for name in SOFTWARE},
-        "limits_of_use": list(LIMITS_OF_USE),
+        "software": {"python": platform.python_version(), **{name: version(name) for name in SOFTWARE}},
+        "known_limits": list(LIMITS_OF_USE),
         "made_at": ledger_store.time_text(store.clock()),
     }
 
@@ -112,34 +127,5 @@ def certificate_bytes(certificate: Mapping[str, Any]) -> bytes:
     return (json.dumps(certificate, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def verify_certificate(certificate: Mapping[str, Any], key: VerifyKey, files: Mapping[str, str]) -> None:
-    """Check a certificate and the files beside it, with nothing but the coordinator's public key.
-
-    Args:
-        certificate: as read from `certificate.json`.
-        key: the coordinator's, pinned beforehand.
-        files: `sha256:` digest of each data file that lies beside it, by name.
-
-    Raises:
-        LedgerVerificationError: says what does not hold.
-    """
-    try:
-        statement, ledger = certificate["statement"], certificate["ledger"]
-        entry = base64.b64decode(ledger["entry"], validate=True)
-        proof = [base64.b64decode(part, validate=True) for part in ledger["inclusion_proof"]]
-        index, note = int(ledger["index"]), str(ledger["checkpoint"]).encode()
-        drawn = decode_entry(entry).body
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
-        raise LedgerVerificationError(f"this is not a cohort's certificate: {error!r}") from error
-    checkpoint = open_checkpoint(note, key)
-    verify_inclusion(
-        leaf=leaf_hash(entry), index=index, size=checkpoint.size, proof=proof, root=checkpoint.root
-    )
-    if not isinstance(drawn, CohortDrawn) or drawn.files.get(STATEMENT_NAME) != digest(statement):
-        raise LedgerVerificationError("the statement is not the one in the ledger: it was changed")
-    logged = {name: value for name, value in drawn.files.items() if name != STATEMENT_NAME}
-    if statement.get("files") != logged:
-        raise LedgerVerificationError("the statement names other files than the ledger")
-    for name, value in files.items():
-        if logged.get(name) != value:
-            raise LedgerVerificationError(f"{name} has not the digest that the ledger names: it was changed")
+def _text(number: float | None) -> str | None:
+    return None if number is None else repr(number)

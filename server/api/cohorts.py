@@ -11,6 +11,7 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
+from privacy.cohort_certificate import CERTIFICATE_FILE
 from server import cohorts
 from server.api.auth import OperatorOrResearcher, StoreDep
 from server.api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
@@ -19,7 +20,7 @@ from server.api.releases import visible_release
 from server.cohorts import FORMATS, MAX_CONDITIONS, MAX_PATIENTS, MAX_SEED, Cohort, Format
 from server.errors import NotFoundError
 from server.keys import ApiKey
-from server.provenance import CERTIFICATE_FILE, certificate_bytes
+from server.provenance import certificate_bytes
 from server.store import Store
 
 router = APIRouter(prefix="/v1/cohorts", tags=["cohorts"])

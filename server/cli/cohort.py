@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from pathlib import Path
+import zipfile
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import typer
@@ -39,7 +40,11 @@ def request(
     where: Annotated[str, typer.Option(help="A condition, such as: age >= 70 and sex == 'female'")] = "",
     seed: Annotated[int | None, typer.Option(help="The same seed and release give the same bytes.")] = None,
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="csv, parquet; may be repeated.")
+        list[str] | None,
+        typer.Option("--format", help="csv, parquet, jsonl, fhir, omop, png, dicom, zip; may be repeated."),
+    ] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--column", help="Only this column; may be repeated.")
     ] = None,
     to: Annotated[Path, typer.Option(help="Folder to download into.")] = Path(),
 ) -> None:
@@ -52,6 +57,8 @@ def request(
         wanted["seed"] = seed
     if formats:
         wanted["formats"] = formats
+    if columns:
+        wanted["columns"] = columns
     made = api.post("/cohorts", wanted).json()
     typer.echo(f"Cohort {made['id']} is requested.")
     _fetch(api, made["id"], to)
@@ -90,37 +97,67 @@ def verify(
     ],
 ) -> None:
     """Check a cohort offline: its files, its certificate, and that the ledger has it. Needs no server."""
-    from models.digests import digest_of
+    from privacy.cohort_certificate import CERTIFICATE_FILE, verify_certificate
     from privacy.merkle import LedgerVerificationError
     from privacy.signing import SignatureError, VerifyKey
-    from server.provenance import CERTIFICATE_FILE, verify_certificate
 
     try:
         certificate = json.loads((folder / CERTIFICATE_FILE).read_bytes())
-        files = {
-            path.name: digest_of(path.read_bytes())
-            for path in sorted(folder.iterdir())
-            if path.is_file() and path.name != CERTIFICATE_FILE
-        }
-        verify_certificate(certificate, VerifyKey.from_text(key), files)
-    except (OSError, ValueError) as error:
+        files, unfinished = _files_of(folder)
+        verify_certificate(certificate, verify_key := VerifyKey.from_text(key), files)
+        packed = _files_in(folder / "cohort.zip")
+        verify_certificate(certificate, verify_key, packed)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise say_problem(f"{folder} holds no readable cohort: {error}") from None
     except SignatureError as error:
         raise say_problem(f"--key: {error}") from None
     except LedgerVerificationError as error:
         raise say_problem(f"this cohort does NOT hold: {error}") from None
-    statement = certificate["statement"]
-    missing = sorted(set(statement["files"]) - set(files))
+    statement, checked = certificate["statement"], {**files, **packed}
+    missing = sorted(set(statement["files"]) - set(checked))
     typer.echo(
         f"Holds: cohort {statement['cohort']}, {statement['num_patients']} synthetic patients, in the ledger"
     )
-    typer.echo(
-        f"at index {certificate['ledger']['index']}; study {statement['study']['name']}; every file is unchanged."
-    )
+    typer.echo(f"at index {certificate['ledger']['index']}; study {statement['study']['name']}.")
     for site in statement["privacy"]["sites"]:
         typer.echo(f"  {site['site']}: epsilon {site['epsilon']} at delta {site['delta']}, cap {site['cap']}")
+    typer.echo(f"Unchanged: {', '.join(sorted(checked)) or 'no file is here'}")
+    if packed:
+        typer.echo(f"cohort.zip holds {len(packed)} of them.")
     if missing:
         typer.echo(f"Not here, so not checked: {', '.join(missing)}")
+    if unfinished:
+        typer.echo(f"Downloads that broke off, not checked; fetch again: {', '.join(unfinished)}")
+
+
+def _files_of(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Digests of a cohort's files by their names in the certificate, and downloads that broke off."""
+    from privacy.cohort_certificate import CERTIFICATE_FILE
+
+    found: dict[str, str] = {}
+    unfinished = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or path.name.startswith(".") or name == CERTIFICATE_FILE:
+            continue
+        if path.suffix == ".part":
+            unfinished.append(name)
+            continue
+        with path.open("rb") as file:
+            found[name] = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return found, unfinished
+
+
+def _files_in(archive: Path) -> dict[str, str]:
+    """Digests of the files that a cohort's zip holds; none where there is no zip."""
+    if not archive.is_file():
+        return {}
+    found = {}
+    with zipfile.ZipFile(archive) as opened:
+        for name in opened.namelist():
+            with opened.open(name) as file:
+                found[name] = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"  # type: ignore[arg-type]
+    return found
 
 
 def _fetch(api: ApiClient, cohort: str, to: Path) -> None:
@@ -138,9 +175,15 @@ def _fetch(api: ApiClient, cohort: str, to: Path) -> None:
     folder = to / cohort
     folder.mkdir(parents=True, exist_ok=True)
     for file in state["files"]:
-        target = folder / Path(file["name"]).name
+        target = folder.joinpath(*PurePosixPath(file["name"]).parts)
+        if not target.resolve().is_relative_to(folder.resolve()):
+            raise say_problem(
+                f"the coordinator names a file {file['name']!r}, which would lie outside {folder}"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
         api.download(f"/cohorts/{cohort}/files/{file['name']}", target)
-        found = "sha256:" + hashlib.sha256(target.read_bytes()).hexdigest()
+        with target.open("rb") as opened:
+            found = "sha256:" + hashlib.file_digest(opened, "sha256").hexdigest()
         if found != file["digest"]:
             target.unlink()
             raise say_problem(

@@ -17,12 +17,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from privacy.cohort_certificate import verify_certificate
 from privacy.merkle import LedgerVerificationError
 from privacy.signing import SigningKey
 from server import cohorts, jobs, ledger_store, releases
 from server.cohorts import CohortRequest
 from server.errors import ConflictError
-from server.provenance import verify_certificate
 from server.store import Store, utc_now
 
 
@@ -57,7 +57,13 @@ def test_a_cohort_becomes_files_with_a_certificate_that_verifies_offline(api, st
         again = api.get("researcher", file["url"], headers={"If-None-Match": answer.headers["etag"]})
         assert again.status_code == 304
         got[file["name"]] = answer.content
-    assert set(got) == {"cohort.csv", "cohort.parquet", "dictionary.json", "certificate.json"}
+    assert set(got) == {
+        "cohort.csv",
+        "cohort.parquet",
+        "dictionary.json",
+        "certificate.html",
+        "certificate.json",
+    }
     part = api.get("researcher", f"{path}/files/cohort.csv", headers={"Range": "bytes=10-19"})
     assert (part.status_code, part.content) == (206, got["cohort.csv"][10:20])
     folder = store.cohorts / done["id"]
@@ -76,7 +82,8 @@ def test_a_cohort_becomes_files_with_a_certificate_that_verifies_offline(api, st
     assert statement["release"]["gate"] == "none passed"
     assert [one["site"] for one in statement["privacy"]["sites"]] == ["north", "south", "west"]
     assert {one["epsilon"] for one in statement["privacy"]["sites"]} == {"1.875"}
-    digests = {n: "sha256:" + hashlib.sha256(got[n]).hexdigest() for n in ("cohort.csv", "cohort.parquet")}
+    digests = {n: "sha256:" + hashlib.sha256(data).hexdigest() for n, data in got.items()}
+    digests.pop("certificate.json")
     key = store.key.public
     verify_certificate(certificate, key, digests)
     entry = next(ledger_store.read_entries(store, start=done["ledger_index"], count=1)).entry.body
@@ -124,6 +131,7 @@ def test_the_same_request_with_the_same_seed_gives_the_same_bytes(store, release
         jobs.make_next(store)
         files = _files(store, made.id)
         files.pop("certificate.json")
+        files.pop("certificate.html")  # names the cohort and the time
         return files
 
     first, again, other, unseeded = make(3), make(3), make(4), make(None)
@@ -270,7 +278,12 @@ def test_a_worker_killed_in_the_middle_loses_nothing(own_home) -> None:
     assert jobs.make_next(later)
     done = cohorts.get_cohort(store, made.id)
     assert (done.state, done.attempts) == ("completed", 2)
-    assert set(_files(store, made.id)) == {"cohort.csv", "dictionary.json", "certificate.json"}
+    assert set(_files(store, made.id)) == {
+        "cohort.csv",
+        "dictionary.json",
+        "certificate.html",
+        "certificate.json",
+    }
     undisturbed = cohorts.create_cohort(store, request, owner="rita")
     jobs.make_next(store)
     assert cohorts.get_cohort(store, undisturbed.id).files[0].sha256 == done.files[0].sha256
