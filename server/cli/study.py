@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from privacy.cli.problem import say_problem
-from server.cli.api_client import ApiClient, Key, Url
+from server.cli.api_client import ApiClient, Ca, Key, Url
 
 app = typer.Typer(help="Studies and their runs: define, start, watch, stop, release.", no_args_is_help=True)
 RunId = Annotated[str, typer.Argument(help="The run's identifier, run-...")]
-POLL_SECONDS = 1.0
 
 
 @app.command()
-def create(url: Url, key: Key, file: Annotated[Path, typer.Argument(help="study.toml")]) -> None:
+def create(
+    url: Url, key: Key, file: Annotated[Path, typer.Argument(help="study.toml")], ca: Ca = None
+) -> None:
     """Register a study: it is checked, its noise is calibrated to its budget, and it never changes again."""
     try:
         text = file.read_text()
     except OSError as error:
         raise say_problem(f"{file} cannot be read: {error}") from None
-    study = ApiClient(url, key).post("/studies", text, headers={"Content-Type": "application/toml"}).json()
+    study = (
+        ApiClient(url, key, ca=ca).post("/studies", text, headers={"Content-Type": "application/toml"}).json()
+    )
     typer.echo(f"Study {study['name']!r} is registered: {study['digest']}")
     typer.echo(
         f"Each site spends at most epsilon {study['budget']['epsilon']} at delta {study['budget']['delta']} "
@@ -32,9 +34,9 @@ def create(url: Url, key: Key, file: Annotated[Path, typer.Argument(help="study.
 
 
 @app.command(name="list")
-def list_(url: Url, key: Key) -> None:
+def list_(url: Url, key: Key, ca: Ca = None) -> None:
     """List the registered studies."""
-    found = ApiClient(url, key).get("/studies")["items"]
+    found = ApiClient(url, key, ca=ca).get("/studies")["items"]
     for study in found:
         typer.echo(
             f"{study['name']}  epsilon {study['budget']['epsilon']}  {study['digest']}  {study['title']}"
@@ -44,15 +46,17 @@ def list_(url: Url, key: Key) -> None:
 
 
 @app.command()
-def run(url: Url, key: Key, name: Annotated[str, typer.Argument(help="The study's name.")]) -> None:
+def run(
+    url: Url, key: Key, name: Annotated[str, typer.Argument(help="The study's name.")], ca: Ca = None
+) -> None:
     """Start a run over all enrolled sites; prints its identifier. Follow it with `fedtwin study watch`."""
-    typer.echo(ApiClient(url, key).post("/runs", {"study": name}).json()["id"])
+    typer.echo(ApiClient(url, key, ca=ca).post("/runs", {"study": name}).json()["id"])
 
 
 @app.command()
-def runs(url: Url, key: Key) -> None:
+def runs(url: Url, key: Key, ca: Ca = None) -> None:
     """List runs, newest first."""
-    found = ApiClient(url, key).get("/runs")["items"]
+    found = ApiClient(url, key, ca=ca).get("/runs")["items"]
     for one in found:
         typer.echo(f"{one['id']}  {one['study']}  {one['state']}  round {one['round']} of {one['rounds']}")
     if not found:
@@ -60,26 +64,24 @@ def runs(url: Url, key: Key) -> None:
 
 
 @app.command()
-def watch(url: Url, key: Key, run_id: RunId) -> None:
+def watch(url: Url, key: Key, run_id: RunId, ca: Ca = None) -> None:
     """Follow a run to its end: progress, messages, and what each site has spent of its cap."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    api, console, told = ApiClient(url, key), Console(), 0
+    api, console, told = ApiClient(url, key, ca=ca), Console(), 0
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("queued", total=100)
-        while True:
-            state = api.get(f"/runs/{run_id}")
-            for message in state["messages"][told:]:
-                style = {"warning": "yellow", "error": "red"}.get(message["level"], "")
-                progress.console.print(f"{message['at'][11:19]} {message['text']}", style=style, markup=False)
-            told = len(state["messages"])
-            label = f"{state['phase']}, round {state['round']} of {state['rounds']}"
-            progress.update(task, completed=state["percent"], description=label)
-            if state["state"] in {"completed", "failed", "stopped"}:
-                break
-            time.sleep(POLL_SECONDS)
+        for event, content in follow_run(api, run_id):
+            if event == "message":
+                style = {"warning": "yellow", "error": "red"}.get(content["level"], "")
+                line = f"{content['at'][11:19]} {content['text']}"
+                progress.console.print(line, style=style, markup=False)
+            else:
+                label = f"{content['phase']}, round {content['round']} of {content['rounds']}"
+                progress.update(task, completed=content["percent"], description=label)
+    state = api.get(f"/runs/{run_id}")
     console.print(_spend_table(state))
     if state["state"] != "completed":
         raise say_problem(f"the run is {state['state']}: {state['reason']}")
@@ -88,24 +90,26 @@ def watch(url: Url, key: Key, run_id: RunId) -> None:
 
 
 @app.command()
-def stop(url: Url, key: Key, run_id: RunId) -> None:
-    """Stop a run after the round in progress; what is recorded stays."""
-    typer.echo(f"Run {run_id} is {ApiClient(url, key).post(f'/runs/{run_id}/stop').json()['state']}.")
+def stop(url: Url, key: Key, run_id: RunId, ca: Ca = None) -> None:
+    """Stop a run within seconds, at the sites too; what is recorded stays, what was debited stays spent."""
+    typer.echo(f"Run {run_id} is {ApiClient(url, key, ca=ca).post(f'/runs/{run_id}/stop').json()['state']}.")
 
 
 @app.command()
-def resume(url: Url, key: Key, run_id: RunId) -> None:
+def resume(url: Url, key: Key, run_id: RunId, ca: Ca = None) -> None:
     """Go on with a stopped or failed run after its last recorded round; nothing is spent twice."""
-    typer.echo(f"Run {run_id} is {ApiClient(url, key).post(f'/runs/{run_id}/resume').json()['state']}.")
+    typer.echo(
+        f"Run {run_id} is {ApiClient(url, key, ca=ca).post(f'/runs/{run_id}/resume').json()['state']}."
+    )
 
 
 Release = Annotated[str, typer.Argument(help="The release's digest, sha256:...")]
 
 
 @app.command()
-def publish(url: Url, key: Key, release: Release) -> None:
+def publish(url: Url, key: Key, release: Release, ca: Ca = None) -> None:
     """Let researchers request cohorts from a release. There is no release gate yet: none was passed."""
-    state = ApiClient(url, key).post(f"/releases/{release}/publish").json()["state"]
+    state = ApiClient(url, key, ca=ca).post(f"/releases/{release}/publish").json()["state"]
     typer.echo(f"Release {release} is {state}.")
 
 
@@ -115,10 +119,11 @@ def withdraw(
     key: Key,
     release: Release,
     reason: Annotated[str, typer.Option(help="A code: operator, site-request.")],
+    ca: Ca = None,
 ) -> None:
     """Take a release back: no cohort can be drawn from it any more."""
     body = {"reason": reason}
-    state = ApiClient(url, key).post(f"/releases/{release}/withdraw", body).json()["state"]
+    state = ApiClient(url, key, ca=ca).post(f"/releases/{release}/withdraw", body).json()["state"]
     typer.echo(f"Release {release} is {state}.")
 
 

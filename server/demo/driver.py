@@ -14,11 +14,12 @@ from pathlib import Path
 import pandas as pd
 
 from models.study import Study
+from server.cli.api_client import ApiClient
 from server.demo.display import Display, PhaseLine
 from server.demo.parties import STUDY_FILE, Parties, create_parties, deal_patients
 from server.demo.processes import DemoProcesses
 from server.demo.report import ReportFacts, SitePrivacy, render_report
-from server.demo.surface import Api, SurfaceError, at_once, fedtwin, poll, shown_command
+from server.demo.surface import SurfaceError, at_once, fedtwin, poll, shown_command
 from server.demo.training import follow_run
 
 COHORT_PATIENTS = 1000
@@ -80,7 +81,7 @@ class Demo:
             self.processes.start(line)
         url = self.parties.api_url
         operator, researcher, auditor = (
-            Api(url, keys[role]) for role in ("operator", "researcher", "auditor")
+            ApiClient(url, keys[role], problem=SurfaceError) for role in ("operator", "researcher", "auditor")
         )
         login = {"FEDTWIN_URL": url, "FEDTWIN_KEY": keys["operator"]}
         with phase("Study") as line:
@@ -122,24 +123,26 @@ class Demo:
             next_commands=self._next_commands(url, keys, release, command),
         )
 
-    def _define(self, line: PhaseLine, operator: Api, login: dict[str, str]) -> Study:
+    def _define(self, line: PhaseLine, operator: ApiClient, login: dict[str, str]) -> Study:
         line.say("calibrating the noise to the budget")
         fedtwin("study", "create", STUDY_FILE, environment=login)
         name = Study.from_toml(STUDY_FILE.read_text()).name
-        study = Study.from_dict(operator.get(f"/v1/studies/{name}")["definition"])
+        study = Study.from_dict(operator.get(f"/studies/{name}")["definition"])
         line.say(
             f"{study.name}: {len(study.table.columns)} columns, epsilon {study.privacy.epsilon}, "
             f"delta {study.privacy.delta}, {study.num_rounds} rounds"
         )
         return study
 
-    def _ask_hospitals(self, line: PhaseLine, operator: Api, study: Study, login: dict[str, str]) -> str:
+    def _ask_hospitals(
+        self, line: PhaseLine, operator: ApiClient, study: Study, login: dict[str, str]
+    ) -> str:
         """A first try shows the hospitals what is wanted and what it would cost; then their people decide."""
         line.say("asking the hospitals")
         run = fedtwin("study", "run", study.name, environment=login).strip()
         for _ in range(ASK_AT_MOST):
             state = poll(
-                lambda: operator.get(f"/v1/runs/{run}"),
+                lambda: operator.get(f"/runs/{run}"),
                 until=lambda state: state["state"] not in {"queued", "running"},
                 alive=self.processes.check,
                 what="the hospitals' answer",
@@ -155,9 +158,9 @@ class Demo:
         raise SurfaceError(f"not every hospital could be asked: {state['reason']}")
 
     def _request_cohort(
-        self, line: PhaseLine, researcher: Api, release: str, num_patients: int, name: str
+        self, line: PhaseLine, researcher: ApiClient, release: str, num_patients: int, name: str
     ) -> tuple[Path, ...]:
-        accepted = researcher.post("/v1/cohorts", {"release": release, "num_patients": num_patients})
+        accepted = researcher.post("/cohorts", {"release": release, "num_patients": num_patients})
         place = accepted.headers["Location"]
         done = poll(
             lambda: researcher.get(place),
@@ -170,15 +173,16 @@ class Demo:
             raise SurfaceError(f"cohort {place} is {done['state']}: {done['reason']}")
         folder = self.folder / name
         folder.mkdir()
-        files = tuple(
-            researcher.download(file["url"], folder / Path(file["name"]).name) for file in done["files"]
-        )
+        files = tuple(folder / Path(file["name"]).name for file in done["files"])
+        for file, target in zip(done["files"], files, strict=True):
+            researcher.download(file["url"], target)
         line.say(f"{num_patients:,} patients: {', '.join(file.name for file in files)}")
         return files
 
-    def _audit(self, line: PhaseLine, auditor: Api) -> tuple[Path, str, str]:
+    def _audit(self, line: PhaseLine, auditor: ApiClient) -> tuple[Path, str, str]:
         """As an outsider: an export, the public key, and no server."""
-        ledger = auditor.download("/v1/ledger/export", self.folder / "ledger.zip")
+        ledger = self.folder / "ledger.zip"
+        auditor.download("/ledger/export", ledger)
         line.say("recomputing every epsilon")
         arguments = ("audit", "verify", str(ledger), "--key", self.parties.ledger_key)
         verdict = fedtwin(*arguments).strip()

@@ -1,4 +1,4 @@
-"""The two surfaces that the demo uses, and that every user has: the `fedtwin` command and the HTTP API."""
+"""What the demo's parties type: the `fedtwin` command, run as a process; and waiting for what an API says."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
-
-import httpx
 
 COMMANDS_AT_ONCE = 2
 PARTIES = 4
@@ -75,40 +73,6 @@ def at_once(work: Callable[[Item], Outcome], items: Sequence[Item]) -> list[Outc
         return list(pool.map(work, items))
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-class Api:
-    """The coordinator's API as one role sees it.
-
-    Args:
-        url: its base, without `/v1`.
-        key: an API key.
-    """
-
-    def __init__(self, url: str, key: str) -> None:
-        self._http = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
-
-    def get(self, path: str, **parameters: Any) -> Any:
-        """GET JSON."""
-        return self._call("GET", path, params=parameters).json()
-
-    def post(self, path: str, body: Any) -> httpx.Response:
-        """POST JSON."""
-        return self._call("POST", path, json=body)
-
-    def download(self, path: str, target: Path) -> Path:
-        """GET a file and write it."""
-        target.write_bytes(self._call("GET", path).content)
-        return target
-
-    def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
-        try:
-            response = self._http.request(method, path, **options)
-        except httpx.HTTPError as error:
-            raise SurfaceError(f"{method} {path}: nobody answered ({error})") from error
-        if response.is_error:
-            raise SurfaceError(f"{method} {path} was answered {response.status_code}: {response.text[:500]}")
-        return response
 
 
 def poll(

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from models.study import Study
+from server.cli.api_client import ApiClient
 from server.demo.display import Display
 from server.demo.report import SitePrivacy
-from server.demo.surface import Api, SurfaceError, poll
+from server.demo.surface import SurfaceError, poll
 
 RUN_SECONDS = 600.0
 _ORDER = ("measure", "warm-start", "refine", "done")
@@ -16,7 +17,7 @@ _TITLES = {"measure": "Measure", "warm-start": "Warm start", "refine": "Refine"}
 
 
 def follow_run(
-    operator: Api, run: str, study: Study, *, display: Display, alive: Callable[[], None]
+    operator: ApiClient, run: str, study: Study, *, display: Display, alive: Callable[[], None]
 ) -> tuple[str, tuple[SitePrivacy, ...]]:
     """Show a run's phases until it is completed.
 
@@ -28,7 +29,7 @@ def follow_run(
     """
 
     def ask() -> Mapping[str, Any]:
-        state: Mapping[str, Any] = operator.get(f"/v1/runs/{run}")
+        state: Mapping[str, Any] = operator.get(f"/runs/{run}")
         if state["state"] in {"failed", "stopped"}:
             raise SurfaceError(f"run {run} {state['state']}: {state['reason']}")
         return state

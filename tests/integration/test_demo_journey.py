@@ -18,10 +18,11 @@ import pandas as pd
 import pytest
 
 from privacy.cli.supervisor import ProcessFailedError
+from server.cli.api_client import ApiClient
 from server.demo.display import PhaseLine
 from server.demo.parties import STUDY_FILE, Parties
 from server.demo.processes import DemoProcesses
-from server.demo.surface import Api, SurfaceError, fedtwin, fedtwin_command, poll, shown_command
+from server.demo.surface import SurfaceError, fedtwin, fedtwin_command, poll, shown_command
 
 SITES = ("lakeside", "hillcrest", "northgate")
 
@@ -71,9 +72,9 @@ def login(told: str, role: str) -> dict[str, str]:
 
 
 def watch(operator: dict[str, str], run: str, until: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    api = Api(operator["FEDTWIN_URL"], operator["FEDTWIN_KEY"])
+    api = ApiClient(operator["FEDTWIN_URL"], operator["FEDTWIN_KEY"], problem=SurfaceError)
     return poll(
-        lambda: api.get(f"/v1/runs/{run}"), until=until, alive=lambda: None, what=run, timeout_seconds=600
+        lambda: api.get(f"/runs/{run}"), until=until, alive=lambda: None, what=run, timeout_seconds=600
     )
 
 
@@ -331,8 +332,8 @@ class TestAdversity:
                 "site", "spent", "--home", home / name / "site"
             )
         auditor = login(told, "auditor")
-        Api(auditor["FEDTWIN_URL"], auditor["FEDTWIN_KEY"]).download(
-            "/v1/ledger/export", tmp_path / "ledger.zip"
+        ApiClient(auditor["FEDTWIN_URL"], auditor["FEDTWIN_KEY"], problem=SurfaceError).download(
+            "/ledger/export", tmp_path / "ledger.zip"
         )
         key = json.loads((home / "coordinator" / "federation.json").read_text())["ledger_key"]
         fedtwin("audit", "verify", tmp_path / "ledger.zip", "--key", key)

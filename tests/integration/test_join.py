@@ -185,3 +185,25 @@ def test_over_https_only_the_pinned_authority_is_believed(coordinator, patients,
         ask_federation(replace(invitation, ca_fingerprint=":".join(["AB"] * 32)))
     said = fedtwin("site", "join", invitation.text, "--home", tmp_path / "site", "--data", patients)
     assert "waits for the operator's approval" in said
+
+
+def test_an_operators_command_reaches_the_public_port_under_the_coordinators_authority_alone(
+    coordinator, tmp_path
+) -> None:
+    key = fedtwin("server", "key", "--home", coordinator.path, "--role", "operator", "--name", "Olga").strip()
+    login = {"FEDTWIN_URL": coordinator.public_url, "FEDTWIN_KEY": key}
+    said = fedtwin("study", "list", environment={**login, "FEDTWIN_CA": str(coordinator.ca_certificate)})
+    assert "No study is registered yet" in said
+    assert "No run yet" in fedtwin("study", "runs", "--ca", coordinator.ca_certificate, environment=login)
+    other, empty = tmp_path / "other.crt", tmp_path / "empty.crt"
+    other.write_bytes(make_certificates("mallory", ["127.0.0.1"]).ca_certificate)
+    empty.write_text("")
+    for options, refused in (
+        ((), "is not believed .*ca.crt .*--ca or FEDTWIN_CA"),
+        (("--ca", other), "is not believed"),
+        (("--ca", empty), "holds no certificate in PEM form"),
+        (("--ca", tmp_path / "none.crt"), "holds no certificate in PEM form"),
+        (("--url", "http://coordinator.example.org"), "neither encrypted nor on this machine"),
+    ):
+        with pytest.raises(SurfaceError, match=f"(?s){refused}"):
+            fedtwin("study", "list", *options, environment=login)

@@ -12,9 +12,10 @@ import time
 import pytest
 from rich.console import Console
 
+from server.cli.api_client import ApiClient
 from server.demo.display import Display
 from server.demo.folder import LOCK_FILE, FolderError, demo_folder
-from server.demo.surface import Api, SurfaceError, at_once, fedtwin, poll
+from server.demo.surface import SurfaceError, at_once, fedtwin, poll
 
 
 def test_a_second_demo_starts_fresh(tmp_path):
@@ -112,14 +113,14 @@ def test_an_answer_that_is_an_error_is_quoted_and_the_key_is_sent():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Problem)
     threading.Thread(target=server.serve_forever).start()
     try:
-        api = Api(f"http://127.0.0.1:{server.server_port}", "ftw_key")
-        assert api.get("/v1/there")["auth"] == "Bearer ftw_key"
-        with pytest.raises(SurfaceError, match=r"GET /v1/missing was answered 404.*no /v1/missing"):
-            api.get("/v1/missing")
+        api = ApiClient(f"http://127.0.0.1:{server.server_port}", "ftw_key", problem=SurfaceError)
+        assert api.get("/there")["auth"] == "Bearer ftw_key"
+        with pytest.raises(SurfaceError, match="no /v1/missing"):
+            api.get("/missing")
     finally:
         server.shutdown()
         server.server_close()
-    with pytest.raises(SurfaceError, match="nobody answered"):
+    with pytest.raises(SurfaceError, match="nobody answers"):
         api.get("/v1/there")
 
 
