@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from privacy.cli.problem import say_problem
-from server.cli.api_client import ApiClient, Key, Url
+from server.cli.api_client import ApiClient, Ca, Key, Url
 
 app = typer.Typer(
     help="A researcher: request synthetic patients from a release and download them.", no_args_is_help=True
@@ -22,9 +22,9 @@ POLL_SECONDS = 0.5
 
 
 @app.command()
-def releases(url: Url, key: Key) -> None:
+def releases(url: Url, key: Key, ca: Ca = None) -> None:
     """List the releases that cohorts can be drawn from."""
-    found = ApiClient(url, key).get("/releases")["items"]
+    found = ApiClient(url, key, ca=ca).get("/releases")["items"]
     for one in found:
         typer.echo(f"{one['digest']}  {one['study']}  {one['state']}")
     if not found:
@@ -47,9 +47,10 @@ def request(
         list[str] | None, typer.Option("--column", help="Only this column; may be repeated.")
     ] = None,
     to: Annotated[Path, typer.Option(help="Folder to download into.")] = Path(),
+    ca: Ca = None,
 ) -> None:
     """Request a cohort, wait for it, download its files and check their digests. Costs no privacy budget."""
-    api = ApiClient(url, key)
+    api = ApiClient(url, key, ca=ca)
     wanted: dict[str, Any] = {"release": release, "num_patients": num_patients}
     if where:
         wanted["conditions"] = [where]
@@ -66,16 +67,20 @@ def request(
 
 @app.command()
 def fetch(
-    url: Url, key: Key, cohort: CohortId, to: Annotated[Path, typer.Option(help="Folder.")] = Path()
+    url: Url,
+    key: Key,
+    cohort: CohortId,
+    to: Annotated[Path, typer.Option(help="Folder.")] = Path(),
+    ca: Ca = None,
 ) -> None:
     """Wait for a cohort that was requested before, and download it."""
-    _fetch(ApiClient(url, key), cohort, to)
+    _fetch(ApiClient(url, key, ca=ca), cohort, to)
 
 
 @app.command(name="list")
-def list_(url: Url, key: Key) -> None:
+def list_(url: Url, key: Key, ca: Ca = None) -> None:
     """List your cohorts, newest first."""
-    found = ApiClient(url, key).get("/cohorts")["items"]
+    found = ApiClient(url, key, ca=ca).get("/cohorts")["items"]
     for one in found:
         typer.echo(f"{one['id']}  {one['num_patients']} patients  {one['state']}  {one['release']}")
     if not found:
@@ -83,9 +88,9 @@ def list_(url: Url, key: Key) -> None:
 
 
 @app.command()
-def cancel(url: Url, key: Key, cohort: CohortId) -> None:
+def cancel(url: Url, key: Key, cohort: CohortId, ca: Ca = None) -> None:
     """Cancel a cohort that is not finished."""
-    ApiClient(url, key).delete(f"/cohorts/{cohort}")
+    ApiClient(url, key, ca=ca).delete(f"/cohorts/{cohort}")
     typer.echo(f"Cohort {cohort} is cancelled.")
 
 
