@@ -9,6 +9,7 @@ import typer
 
 from privacy.cli.problem import say_problem
 from server.cli.api_client import ApiClient, Ca, Key, Url
+from server.cli.following import follow_run
 
 app = typer.Typer(help="Studies and their runs: define, start, watch, stop, release.", no_args_is_help=True)
 RunId = Annotated[str, typer.Argument(help="The run's identifier, run-...")]
@@ -69,7 +70,7 @@ def watch(url: Url, key: Key, run_id: RunId, ca: Ca = None) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    api, console, told = ApiClient(url, key, ca=ca), Console(), 0
+    api, console = ApiClient(url, key, ca=ca), Console()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("queued", total=100)
