@@ -23,8 +23,8 @@ def follow_run(api: ApiClient, run_id: str) -> Iterator[tuple[str, dict[str, Any
     told = breaks = 0
     while breaks < MAX_BREAKS:
         try:
-            for last, name, content in api.events(f"/runs/{run_id}/events", after=last):
-                breaks = 0
+            for mark, name, content in api.events(f"/runs/{run_id}/events", after=last):
+                last, breaks = mark, 0
                 told += name == "message"
                 if name in {"message", "state"}:
                     yield name, content
