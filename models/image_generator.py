@@ -105,7 +105,7 @@ class ImageGenerator(nn.Module):
         hot = torch.cat(
             [functional.one_hot(column, d) for column, d in zip(codes.T, self.cardinalities, strict=True)], 1
         ).float()
-        maps = self.start(torch.cat([normals, hot], 1)).view(len(codes), -1, self.base, self.base)
+        maps = self.start(torch.cat([normals, hot], 1)).unflatten(1, (-1, self.base, self.base))
         maps = self._styled(maps.contiguous(memory_format=torch.channels_last), hot, 0)
         for k, convolution in enumerate(self.convolutions):
             maps = functional.interpolate(maps, scale_factor=2)
