@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from privacy.cli.folders import HomeError, free_port, new_folder, read_settings, toml_text, write_private
 from privacy.signing import SigningKey, VerifyKey
+from server.allowances import Allowances
 from server.bundle import build_app_bundle, digest_of_bundle
 from server.certificates import fingerprint, make_certificates
 
@@ -42,6 +44,16 @@ requests_per_second = 200
 body_bytes = 268435456
 # Reverse proxies whose X-Forwarded-For is believed, addresses or networks; ["*"] where nobody else gets here.
 trusted_proxies = {trusted_proxies}
+
+[cohorts]
+# A cohort's files are removed after so many days; its certificate and its ledger entry stay.
+keep_days = 30
+# Synthetic patients that one owner may ask for on one day (UTC), unless the key says otherwise.
+rows_per_day = 50000000
+# Of one key; a minute's worth may come at once.
+requests_per_minute = 6000
+# A preview that takes longer is given up.
+preview_seconds = 10.0
 
 [superlink]
 # Loopback only: Flower's SuperLink knows no users. Sites reach it through the gateway.
@@ -82,12 +94,29 @@ class _SuperLink(_Section):
     address: str = Field(pattern=r"^.+:\d{1,5}$")
 
 
+class _Cohorts(_Section):
+    keep_days: float = Field(default=30.0, gt=0, le=36_500)
+    rows_per_day: int = Field(default=50_000_000, ge=0, le=10**15)
+    requests_per_minute: int = Field(default=6_000, ge=1, le=10**9)
+    preview_seconds: float = Field(default=10.0, gt=0, le=600)
+
+    @property
+    def allowances(self) -> Allowances:
+        return Allowances(
+            keep_cohorts=dt.timedelta(days=self.keep_days),
+            rows_per_day=self.rows_per_day,
+            requests_per_minute=self.requests_per_minute,
+            preview_seconds=self.preview_seconds,
+        )
+
+
 class _Settings(_Section):
     name: str = Field(pattern=NAME_PATTERN)
     database: str = Field(min_length=1)
     database_password_file: str = ""
     api: _Api
     gateway: GatewaySettings = GatewaySettings()
+    cohorts: _Cohorts = _Cohorts()
     superlink: _SuperLink
 
 
@@ -101,6 +130,7 @@ class CoordinatorHome:
         database_url: SQLAlchemy URL. Sensitive: it may hold a password; do not log.
         api_host, api_port: where the API listens.
         gateway: the public port, which sites and people on other machines use.
+        allowances: what users may have.
         superlink_port: the SuperLink's port on the loopback interface.
         superlink_address: host:port that sites dial.
     """
@@ -111,6 +141,7 @@ class CoordinatorHome:
     api_host: str
     api_port: int
     gateway: GatewaySettings
+    allowances: Allowances
     superlink_port: int
     superlink_address: str
 
@@ -203,6 +234,7 @@ class CoordinatorHome:
             api_host=settings.api.host,
             api_port=settings.api.port,
             gateway=settings.gateway,
+            allowances=settings.cohorts.allowances,
             superlink_port=settings.superlink.port,
             superlink_address=settings.superlink.address,
         )

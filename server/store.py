@@ -15,6 +15,7 @@ from typing import Protocol
 from models.digests import digest_of
 from privacy.cli.folders import write_durably
 from privacy.signing import SigningKey
+from server.allowances import DEFAULTS, Allowances
 from server.database import Database
 from server.errors import NotFoundError
 from server.migrations import migrate
@@ -39,6 +40,10 @@ class Home(Protocol):
     def cohorts(self) -> Path:
         """One folder per cohort."""
 
+    @property
+    def allowances(self) -> Allowances:
+        """What users may have."""
+
     def signing_key(self) -> SigningKey:
         """The key that signs checkpoints; its name is the ledger's origin."""
 
@@ -57,6 +62,7 @@ class Store:
         key: signs checkpoints.
         files: folder of arrays named by their digest.
         cohorts: folder of the cohorts' folders.
+        allowances: what users may have.
         clock: gives the time; tests hand in their own.
     """
 
@@ -64,6 +70,7 @@ class Store:
     key: SigningKey
     files: Path
     cohorts: Path
+    allowances: Allowances = DEFAULTS
     clock: Callable[[], dt.datetime] = utc_now
 
     @classmethod
@@ -78,6 +85,7 @@ class Store:
             key=home.signing_key(),
             files=home.releases,
             cohorts=home.cohorts,
+            allowances=home.allowances,
             clock=clock,
         )
 

@@ -262,6 +262,8 @@ class CohortRow(Base):
     created_at: Mapped[dt.datetime]
     started_at: Mapped[dt.datetime | None]
     ended_at: Mapped[dt.datetime | None]
+    expires_at: Mapped[dt.datetime | None]
+    removed_at: Mapped[dt.datetime | None]
 
 
 class LedgerEntryRow(Base):
@@ -286,7 +288,7 @@ class CheckpointRow(Base):
 
 
 class ApiKeyRow(Base):
-    """An API key: its public prefix and the hash of its secret."""
+    """An API key: its public prefix and the hash of its secret. `scopes` NULL: all that its role may do."""
 
     __tablename__ = "api_keys"
     __table_args__ = (_one_of("role", Role),)
@@ -298,3 +300,18 @@ class ApiKeyRow(Base):
     expires_at: Mapped[dt.datetime | None]
     revoked_at: Mapped[dt.datetime | None]
     last_used_at: Mapped[dt.datetime | None]
+    scopes: Mapped[list[Any] | None] = mapped_column(default=None)
+    rows_per_day: Mapped[int | None] = mapped_column(BigInteger, default=None)
+    replaced_by: Mapped[str | None] = mapped_column(default=None)
+
+
+class AccessTokenRow(Base):
+    """A short-lived token that a key was given in exchange for its secret; of the token there is a hash only."""
+
+    __tablename__ = "access_tokens"
+    __table_args__ = (Index(None, "expires_at"),)
+    token_hash: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(ForeignKey("api_keys.prefix"))
+    scopes: Mapped[list[Any] | None]
+    created_at: Mapped[dt.datetime]
+    expires_at: Mapped[dt.datetime]

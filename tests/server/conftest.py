@@ -27,6 +27,7 @@ from privacy.events import MechanismEvent
 from privacy.receipt import Receipt, sign_receipt
 from privacy.signing import SigningKey
 from server import ledger_store, releases, round_records, runs, sites, studies
+from server.allowances import DEFAULTS, Allowances
 from server.api.app import create_app
 from server.api.starter import StarterError
 from server.certificates import fingerprint, make_certificates
@@ -101,6 +102,7 @@ class HomeFolder:
     path: Path
     database_url: str
     key: SigningKey = field(default_factory=lambda: SigningKey.generate(name="coordinator"))
+    allowances: Allowances = DEFAULTS
 
     @property
     def releases(self) -> Path:

@@ -23,7 +23,7 @@ def test_migrations_give_exactly_the_tables_of_the_models(store: Store) -> None:
 
 
 def test_migrating_again_changes_nothing(store: Store) -> None:
-    assert migrate(store.database.engine) == migrate(store.database.engine) == "0003"
+    assert migrate(store.database.engine) == migrate(store.database.engine) == "0004"
 
 
 def test_a_failed_transaction_leaves_nothing(store: Store, clock) -> None:
