@@ -18,7 +18,7 @@ import math
 import os
 import re
 import ssl
-from collections.abc import Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ MAX_HEAD_BYTES = 32 * 1024
 STOP_SECONDS = 3
 FLEET_TIMEOUT = httpx.Timeout(120, connect=5, pool=10)
 API_TIMEOUT = httpx.Timeout(300, connect=5, pool=10)
+EVENT_IDLE_SECONDS = 60
 # RFC 9110 section 7.6.1: they speak of one connection, not of the message.
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer "
@@ -190,7 +191,7 @@ class Gateway:
                     "headers": _kept(response.headers.raw, but=frozenset({b"content-length"})),
                 }
             )
-            async for piece in response.aiter_raw():
+            async for piece in _pieces(response):
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
         finally:
@@ -198,6 +199,25 @@ class Gateway:
 
     def _name(self, of_fleet: bool) -> str:
         return "the SuperLink" if of_fleet else "the API"
+
+
+async def _pieces(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The body as it comes, nothing held back; an event stream says something four times within its limit.
+
+    Raises:
+        httpx.TimeoutException: nothing came in time.
+    """
+    kind = response.headers.get("content-type", "")
+    limit = EVENT_IDLE_SECONDS if kind.startswith("text/event-stream") else None
+    pieces = response.aiter_raw()
+    while True:
+        try:
+            piece = await asyncio.wait_for(anext(pieces), limit)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise httpx.ReadTimeout("the event stream fell silent") from None
+        yield piece
 
 
 async def _while_there(body: RequestBody, forwarding: Coroutine[Any, Any, None]) -> None:

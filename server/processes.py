@@ -35,6 +35,7 @@ def coordinator_processes(home: CoordinatorHome) -> list[ProcessSpec]:
             command=(
                 *(sys.executable, "-m", "uvicorn", "--factory", "server.api.app:create_app"),
                 *("--host", home.api_host, "--port", str(home.api_port)),
+                *("--timeout-graceful-shutdown", "3"),  # open event streams would hold it up for ever
             ),
             environment=environment,
             ready_address=(home.api_host, home.api_port),

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from privacy.ledger import Aggregated, Body, Receipted, Refused
@@ -188,14 +188,26 @@ def get_round(store: Store, run_id: str, round: int) -> RecordedRound:
 def list_rounds(store: Store, run_id: str, *, limit: int | None = None) -> list[RecordedRound]:
     """Recorded rounds of a run from the first; with a limit, the newest so many."""
     newest = select(RoundRow).where(RoundRow.run == run_id).order_by(RoundRow.round.desc()).limit(limit)
+    return _with_spends(store, newest)
+
+
+def rounds_after(store: Store, run_id: str, round: int, *, limit: int) -> list[RecordedRound]:
+    """The rounds of a run that were recorded after this one, oldest first, at most so many."""
+    query = select(RoundRow).where(RoundRow.run == run_id, RoundRow.round > round)
+    return _with_spends(store, query.order_by(RoundRow.round).limit(limit))
+
+
+def _with_spends(store: Store, query: Select[tuple[RoundRow]]) -> list[RecordedRound]:
+    """One run's rounds, oldest first."""
     with store.database.read() as session:
-        rows = list(session.scalars(newest))[::-1]
-        first = rows[0].round if rows else 1
-        query = (
-            select(SpendRow).where(SpendRow.run == run_id, SpendRow.round >= first).order_by(SpendRow.site)
+        rows = sorted(session.scalars(query), key=lambda row: row.round)
+        if not rows:
+            return []
+        of_rounds = select(SpendRow).where(
+            SpendRow.run == rows[0].run, SpendRow.round.between(rows[0].round, rows[-1].round)
         )
         spends: dict[int, list[SpendRow]] = {}
-        for spend in session.scalars(query):
+        for spend in session.scalars(of_rounds.order_by(SpendRow.site)):
             spends.setdefault(spend.round, []).append(spend)
         return [_value(row, spends.get(row.round, [])) for row in rows]
 

@@ -19,6 +19,7 @@ from server.api import (
     ledger,
     problems,
     releases,
+    run_events,
     runs,
     site_word,
     sites,
@@ -109,10 +110,22 @@ def create_app(
     app.state.starter = starter
     app.state.facts = facts or (None if home is None else FederationFacts.of(home))
     app.state.wrong_answers = invitations.WrongAnswers()
+    app.state.streams = run_events.StreamSlots()
     problems.install(app)
     app.add_middleware(RequestLimits)
     app.add_middleware(PagesBesideApi, pages=create_pages(app.state))
-    for feature in (studies, sites, site_word, invitations, runs, releases, cohorts, ledger, health):
+    for feature in (
+        studies,
+        sites,
+        site_word,
+        invitations,
+        runs,
+        run_events,
+        releases,
+        cohorts,
+        ledger,
+        health,
+    ):
         app.include_router(feature.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

@@ -95,7 +95,7 @@ def create_run(
     """Queue a run and hand it to the federation; follow it at its `Location`. There is one run at a time."""
     run = runs.create_run(store, wanted.study, started_by=key.owner)
     response.headers["Location"] = f"/v1/runs/{run.id}"
-    return _out(_start(store, request.app.state.starter, run.id))
+    return run_out(_start(store, request.app.state.starter, run.id))
 
 
 @router.get("", summary="List runs", responses=responses())
@@ -109,7 +109,7 @@ def list_runs(
     """Runs, newest first."""
     found = runs.list_runs(store, limit=limit + 1, before=decode_cursor(cursor), study=study)
     more = encode_cursor(found[limit - 1].created_at, found[limit - 1].id) if len(found) > limit else None
-    return Page(items=[_out(run) for run in found[:limit]], next_cursor=more)
+    return Page(items=[run_out(run) for run in found[:limit]], next_cursor=more)
 
 
 @router.get("/{run_id}", summary="Follow a run", responses=responses(404))
@@ -118,22 +118,10 @@ def get_run(run_id: str, _key: OperatorOrAuditor, store: StoreDep) -> RunDetail:
     run, recorded = round_records.run_with_rounds(store, run_id, limit=ROUNDS_SHOWN)
     release = releases.release_of_run(store, run_id)
     return RunDetail(
-        **_out(run).model_dump(),
+        **run_out(run).model_dump(),
         spends=[spend_out(spend) for spend in run_spends(store, run_id)],
-        recorded_rounds=[
-            RoundOut(
-                round=one.round,
-                phase=one.phase,
-                seconds=one.seconds,
-                scores=dict(one.scores),
-                generator=one.arrays["generator"],
-                recorded_at=one.recorded_at,
-            )
-            for one in recorded
-        ],
-        messages=[
-            MessageOut(at=one.at, level=one.level, text=one.text) for one in runs.run_messages(store, run_id)
-        ],
+        recorded_rounds=[round_out(one) for one in recorded],
+        messages=[message_out(one) for one in runs.run_messages(store, run_id)],
         release=None if release is None else release.digest,
     )
 
@@ -141,14 +129,31 @@ def get_run(run_id: str, _key: OperatorOrAuditor, store: StoreDep) -> RunDetail:
 @router.post("/{run_id}/stop", status_code=202, summary="Stop a run", responses=responses(404, 409))
 def stop_run(run_id: str, _key: Operator, store: StoreDep) -> RunOut:
     """Stop within seconds, the sites' work on the round in hand too; what is recorded stays and can be resumed."""
-    return _out(runs.request_stop(store, run_id))
+    return run_out(runs.request_stop(store, run_id))
 
 
 @router.post("/{run_id}/resume", status_code=202, summary="Resume a run", responses=responses(404, 409, 503))
 def resume_run(run_id: str, _key: Operator, store: StoreDep, request: Request) -> RunOut:
     """Go on after the last recorded round of a stopped or failed run."""
     runs.resume_run(store, run_id)
-    return _out(_start(store, request.app.state.starter, run_id))
+    return run_out(_start(store, request.app.state.starter, run_id))
+
+
+def message_out(message: runs.RunMessage) -> MessageOut:
+    """A message as the API shows it."""
+    return MessageOut(at=message.at, level=message.level, text=message.text)
+
+
+def round_out(recorded: round_records.RecordedRound) -> RoundOut:
+    """A recorded round as the API shows it."""
+    return RoundOut(
+        round=recorded.round,
+        phase=recorded.phase,
+        seconds=recorded.seconds,
+        scores=dict(recorded.scores),
+        generator=recorded.arrays["generator"],
+        recorded_at=recorded.recorded_at,
+    )
 
 
 def spend_out(spend: SiteSpend) -> SpendOut:
@@ -173,7 +178,8 @@ def _start(store: Store, starter: RunStarter, run_id: str) -> runs.Run:
     return runs.get_run(store, run_id)
 
 
-def _out(run: runs.Run) -> RunOut:
+def run_out(run: runs.Run) -> RunOut:
+    """A run as the API shows it."""
     return RunOut(
         id=run.id,
         study=run.study,
