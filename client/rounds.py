@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
@@ -165,12 +166,14 @@ class SiteRounds:
         if debit.reply_digest is not None:
             return self._state.reply(request.run, request.round, debit.reply_digest)
         mechanism = self._measure if request.kind == "measure" else self._refine
+        started = time.monotonic()
         try:
             arrays = mechanism(request, table)
             self._interruption.check()
         except RoundInterruptedError:
             guard.give_up(debit)
             raise
+        log.info("%s round %s: computed %.3f s", request.kind, request.round, time.monotonic() - started)
         reply = self._sign(request, guard, debit, events, patients, arrays)
         guard.settle(debit, reply_digest=self._state.keep_reply(reply))
         return reply

@@ -249,6 +249,7 @@ class RoundLoop:
         self._report("warm-start", 0)
         multiplier = self._study.measure.noise_multiplier
         assert multiplier is not None  # a registered study is calibrated
+        answered = time.monotonic()
         combined = combine_moments(
             measurement.table,
             [reply.arrays["moments"] for reply in finished.accepted.values()],
@@ -261,6 +262,7 @@ class RoundLoop:
         fitted = fit_study(
             self._study, combined.vector, noise_std=combined.noise_std, progress=self._while_fitting()
         )
+        self._log_work(1, answered)
         self._record(
             finished,
             "measure",
@@ -294,9 +296,16 @@ class RoundLoop:
         anchor = decode_arrays(self._store.load(last.arrays["anchor"]))
         started = time.monotonic()
         finished = self._exchange(number, "refine", {**base, **anchor}, base)
+        answered = time.monotonic()
         updates = [reply.arrays for reply in finished.accepted.values()]
         generator = aggregate(base, updates, self._study.federation)
-        self._record(finished, "refine", generator, anchor, score(self._study, generator, anchor), started)
+        scores = score(self._study, generator, anchor)
+        self._log_work(number, answered)
+        self._record(finished, "refine", generator, anchor, scores, started)
+
+    def _log_work(self, number: int, since: float) -> None:
+        """For whoever asks where a round's time goes (benchmarks/round_share.py)."""
+        log.info("run %s: round %s: computed %.3f s", self._run.id, number, time.monotonic() - since)
 
     def _release(self) -> Release:
         """Propose the generator that fits the noisy moments best, of all rounds."""
