@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from privacy.canonical import CanonicalError, parse_canonical
 from privacy.merkle import leaf_hash
 from server import ledger_store, sites, studies
 from server.api import ledger as api
@@ -102,6 +104,7 @@ def entry(request: Request, index: int, session: OperatorOrAuditor, store: Store
             "here": "/ledger",
             "stored": stored,
             "summary": summary(stored.data_as_json),
+            "statement": statement(stored.data_as_json),
             "leaf": leaf_hash(stored.data).hex(),
             "proof": [part.hex() for part in ledger_store.prove_inclusion(store, index, size)],
             "size": size,
@@ -111,14 +114,25 @@ def entry(request: Request, index: int, session: OperatorOrAuditor, store: Store
     )
 
 
+def statement(entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a receipt says, out of the envelope that its site signed; None for other entries."""
+    envelope = entry["body"].get("envelope")
+    if not isinstance(envelope, Mapping):
+        return None
+    try:
+        return dict(parse_canonical(base64.b64decode(str(envelope.get("payload")))))
+    except (CanonicalError, ValueError, TypeError):
+        return None
+
+
 def summary(entry: Mapping[str, Any]) -> str:
-    """What an entry is about, in a line: names and numbers of its body as they stand there."""
-    body = entry["body"]
+    """What an entry is about, in a line: names and numbers as they stand there."""
+    body = {**entry["body"], **(statement(entry) or {})}
     told = []
     for name in ("site", "study", "run", "round", "state", "code", "cohort", "rows"):
         value = body.get(name)
         if isinstance(value, str | int) and value != "":
-            told.append(f"{name} {value}")
+            told.append(str(value) if name in {"run", "cohort"} else f"{name} {value}")
     if isinstance(definition := body.get("definition"), Mapping):
         told.append(f"study {definition.get('name')}")
     return ", ".join(told)

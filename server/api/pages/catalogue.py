@@ -12,10 +12,11 @@ from models.study import Study
 from server import releases, studies
 from server.api.auth import StoreDep
 from server.api.pages.access import AnyRole, Operator, Posted
-from server.api.pages.distributions import distributions
+from server.api.pages.distributions import contact_sheet, distributions
 from server.api.pages.rendering import render
 from server.api.releases import SEEN_BY_RESEARCHERS, visible_release
-from server.errors import InvalidError
+from server.errors import InvalidError, NotFoundError
+from server.exports.images import png_bytes
 from server.keys import ApiKey
 from server.releases import LIMITS_OF_USE, Release
 from server.spends import SiteSpend, run_spends
@@ -76,6 +77,16 @@ def catalogue(
 def show(request: Request, digest: str, session: AnyRole, store: StoreDep) -> Response:
     """Everything that is known of a release."""
     return _page(request, store, session.key, digest)
+
+
+@router.get("/releases/{digest}/pictures.png")
+def show_pictures(digest: str, session: AnyRole, store: StoreDep) -> Response:
+    """Pictures of a release's first patients on one sheet."""
+    release = visible_release(store, session.key, digest)
+    sheet = contact_sheet(store, release, studies.get_study(store, release.study).study)
+    if sheet is None:
+        raise NotFoundError("picture of release", digest)
+    return Response(png_bytes(sheet), media_type="image/png")
 
 
 @router.post("/releases/{digest}/publish")

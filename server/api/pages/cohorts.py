@@ -10,7 +10,7 @@ from server import cohorts, studies
 from server.api import cohorts as api
 from server.api.auth import StoreDep
 from server.api.pages.access import Form, OperatorOrResearcher, Posted
-from server.api.pages.conditions_form import column_fields, in_words, read_conditions, read_request
+from server.api.pages.conditions_form import column_fields, example, in_words, read_conditions, read_request
 from server.api.pages.estimates import Estimate, estimate
 from server.api.pages.rendering import render
 from server.api.pages.sessions import Session
@@ -114,6 +114,7 @@ def _builder(
         "study": study,
         "fields": column_fields(study.table, form),
         "form": form,
+        "example": example(study.table),
         "formats": _formats(release, study),
         "most": MAX_PATIENTS,
         "fault": fault,

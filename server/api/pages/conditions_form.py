@@ -129,6 +129,20 @@ def in_words(conditions: Iterable[object]) -> list[str]:
     return [_phrase(one) for one in conditions]
 
 
+def example(schema: StudySchema) -> str:
+    """A condition that this schema can read, with an `or`, which the fields of the form cannot say."""
+    parts = []
+    for column in schema.columns:
+        name = column.name if column.name.isidentifier() else f"`{column.name}`"
+        if isinstance(column, CategoricalColumn | OrdinalColumn):
+            parts.append(f"{name} == {column.categories[0]!r}")
+        elif isinstance(column, BooleanColumn):
+            parts.append(f"not {name}")
+        elif not isinstance(column, DateColumn):
+            parts.append(f"{name} > {column.edges[len(column.edges) // 2]:.10g}")
+    return " or ".join(parts[:2]) or f"{schema.columns[0].name} is missing"
+
+
 def _phrase(condition: Any) -> str:
     if not isinstance(condition, dict) or "column" not in condition:
         return str(condition)

@@ -24,12 +24,16 @@ class Estimate:
 
     Attributes:
         report: how the conditions meet the generator; None where they do not.
+        is_whole: whether nothing was asked for.
+        num_components: of the generator.
         header, rows: of the preview.
         too_rare: why too few patients satisfy the conditions, in words; empty where enough do.
         fault: what cannot be read in the conditions; empty where all can.
     """
 
     report: ConditionReport | None = None
+    is_whole: bool = False
+    num_components: int = 0
     header: Sequence[str] = ()
     rows: Sequence[Sequence[Any]] = ()
     too_rare: str = ""
@@ -37,7 +41,7 @@ class Estimate:
 
     @property
     def is_thin(self) -> bool:
-        """Whether few of the generator's shapes support the cohort."""
+        """Whether few of the generator's components carry the cohort."""
         return self.report is not None and self.report.effective_components < FEW_COMPONENTS
 
 
@@ -46,7 +50,8 @@ def estimate(
 ) -> Estimate:
     """Weigh conditions against a release and draw a preview; costs no privacy."""
     try:
-        sampler = CohortSampler(load_generator(store, release, study).table, study.table, conditions)
+        generator = load_generator(store, release, study).table
+        sampler = CohortSampler(generator, study.table, conditions)
         table = next(sampler.chunks(PREVIEW_PATIENTS, seed=seed))
     except RareConditionError as error:
         return Estimate(too_rare=str(error))
@@ -54,6 +59,8 @@ def estimate(
         return Estimate(fault=str(error))
     return Estimate(
         report=sampler.report,
+        is_whole=not conditions,
+        num_components=generator.num_components,
         header=[column.title or column.name for column in study.table.columns],
         rows=[list(row) for row in table.itertuples(index=False, name=None)],
     )

@@ -80,6 +80,7 @@ def environment() -> Environment:
         share=share,
         short=short,
         shown=shown,
+        unit=unit,
         pretty=lambda data: json.dumps(data, indent=2, ensure_ascii=False, sort_keys=True),
     )
     made.globals.update(
@@ -131,6 +132,12 @@ def share(value: float) -> str:
     if percent >= 10 or percent == 0:
         return f"{percent:.0f} %"
     return f"{percent:.1f} %" if percent >= 1 else f"{percent:.2g} %"
+
+
+def unit(column: object) -> str:
+    """A column's unit for people: UCUM's codes for times are words to them."""
+    code = str(getattr(column, "unit", ""))
+    return {"a": "years", "mo": "months", "wk": "weeks", "d": "days", "h": "hours"}.get(code, code)
 
 
 def short(digest: str) -> str:
