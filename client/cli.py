@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +35,8 @@ def requests(home: Home) -> None:
     from rich.table import Table
 
     site = open_home(home)
-    found = _guard(site).requests()
+    with _in_words():
+        found = _guard(site).requests()
     if not found:
         typer.echo("No study has asked yet.")
         return
@@ -77,12 +80,10 @@ def withdraw(home: Home, study: Study, by: By, reason: Reason) -> None:
 
 
 def _decide(home: Path, study: str, decision: Any, by: str, reason: str) -> None:
-    from client.decisions import DecisionError, decide
+    from client.decisions import decide
 
-    try:
+    with _in_words():
         asked = decide(_guard(open_home(home)), study, decision, by=by, reason=reason)
-    except DecisionError as error:
-        raise say_problem(error) from None
     typer.echo(f"Study {asked.study_name!r} is {decision}.")
 
 
@@ -122,14 +123,10 @@ def spent(home: Home) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from client.record import RecordVerificationError
-
     site = open_home(home)
     guard = _guard(site)
-    try:
+    with _in_words():
         guard.verify()
-    except RecordVerificationError as error:
-        raise say_problem(error) from None
     table = Table(title=f"What site {site.name} has spent, per patient; nothing is ever refunded")
     for heading in ("time (UTC)", "study", "run", "round", "mechanism", "epsilon so far"):
         table.add_column(heading)
@@ -147,6 +144,19 @@ def spent(home: Home) -> None:
             )
     Console().print(table)
     typer.echo("The record's hash chain holds.")
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """End the command with a sentence where the record cannot be used, or a decision cannot be written down."""
+    from client.debits import RefusedError
+    from client.decisions import DecisionError
+    from client.record import RecordError
+
+    try:
+        yield
+    except (DecisionError, RecordError, RefusedError) as error:
+        raise say_problem(error) from None
 
 
 def _policy(site: SiteHome) -> SitePolicy:

@@ -25,6 +25,7 @@ from client.page.notices import read_notices
 from client.page.views import part_of, questions, sent_reply, total_spend
 from client.policy import PolicyError, load_policy
 from client.record import RecordError
+from privacy.accounting import AccountingError
 
 FOLDER = Path(__file__).parent
 MAX_FORM_BYTES = 65_536
@@ -56,6 +57,7 @@ def create_page(site: SiteHome, *, port: int, token: str) -> Door:
         PolicyError: page.show_problem,
         RecordError: page.show_problem,
         RefusedError: page.show_problem,
+        AccountingError: page.show_problem,
         OSError: page.show_problem,
         HTTPException: page.show_missing,
     }

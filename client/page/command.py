@@ -48,6 +48,7 @@ def page(
     config = uvicorn.Config(
         create_page(site, port=number, token=token),
         lifespan="off",
+        ws="none",
         log_level="warning",
         access_log=False,
         proxy_headers=False,

@@ -275,6 +275,10 @@ def test_a_site_that_nobody_asked_yet_is_told_what_will_come(tmp_path: Path) -> 
         assert altered.status_code == 500
         assert "the record does not hold from entry" in altered.text
         assert "agf" not in altered.text
+        for command in (["requests"], ["spent"], ["approve", "first-study", "--by", "Ada"]):
+            ended = CliRunner().invoke(app, [*command, "--home", str(site.path)])
+            assert ended.exit_code == 1
+            assert ended.output.startswith("fedtwin: the record does not hold from entry")
     finally:
         fresh.close()
 
