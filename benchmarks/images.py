@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--epsilon", type=float, default=1.0)
     parser.add_argument("--delta", type=float, default=1e-5)
     parser.add_argument("--sites", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=3000, help="of the generator's fit")
+    parser.add_argument("--steps", type=int, default=6000, help="of the generator's fit")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves it alone")
     parser.add_argument("--no-real", action="store_true", help="leave out the row of real data")
     parser.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs")

@@ -35,6 +35,8 @@ BANDWIDTH = 3.0
 FOURIER_WEIGHT = 1.0
 BRIGHTNESS = 2.0
 ORDER_WEIGHTS = (1.0, 1.0, 0.7)
+DENSE_SIDE = 16
+"""Maps of at most this side are filtered by one matrix product, which is many times faster there."""
 
 
 class ImageFeatures(nn.Module):
@@ -45,6 +47,10 @@ class ImageFeatures(nn.Module):
         max_norm: bound on the L2 norm of one image's features.
     """
 
+    wavelets: Tensor
+    opponents: Tensor
+    directions: Tensor
+
     def __init__(self, schema: ImageSchema) -> None:
         super().__init__()
         self.schema = schema
@@ -52,6 +58,13 @@ class ImageFeatures(nn.Module):
         self.num_levels = 2 if schema.size <= 32 else 3
         self.register_buffer("wavelets", oriented_wavelets(ORIENTATIONS, 7), persistent=False)
         self.register_buffer("opponents", _opponents(schema.channels), persistent=False)
+        for depth in range(self.num_levels):
+            side = schema.size >> depth
+            for stride, seen in ((1, side), (2, side // 2)):
+                if seen <= DENSE_SIDE:
+                    self.register_buffer(
+                        f"dense_{seen}_{stride}", self._dense(seen, stride), persistent=False
+                    )
         with torch.no_grad():
             self.scattering_size = self.scattering(torch.zeros(1, *schema.shape)).shape[1]
         directions = BANDWIDTH * public_normals((self.scattering_size, FREQUENCIES))
@@ -85,7 +98,7 @@ class ImageFeatures(nn.Module):
                 # Of colour images the second order sees the brightness alone.
                 first = moduli.reshape(batch, channels, ORIENTATIONS, *moduli.shape[2:])[:, 0]
                 halved = functional.avg_pool2d(first, 2).flatten(0, 1).unsqueeze(1)  # (B * L, 1, h/2, w/2)
-                second = self._pooled(self._moduli(halved))
+                second = self._pooled(self._moduli(halved, stride=2))
                 found.append(ORDER_WEIGHTS[2] * second.reshape(batch, -1))
                 level = functional.avg_pool2d(level, 2)
         return torch.cat(found, 1)
@@ -99,9 +112,22 @@ class ImageFeatures(nn.Module):
         weight = FOURIER_WEIGHT / math.sqrt(FREQUENCIES)
         return torch.cat([p, weight * phases.cos(), weight * phases.sin()], 1)
 
-    def _moduli(self, rows: Tensor) -> Tensor:
-        both = functional.conv2d(rows, self.wavelets, padding=3)
-        return (both[:, :ORIENTATIONS].square() + both[:, ORIENTATIONS:].square() + 1e-8).sqrt()
+    def _moduli(self, rows: Tensor, *, stride: int = 1) -> Tensor:
+        """Moduli of the wavelets' responses: (N, 1, h, h) to (N, L, h / stride, h / stride)."""
+        side = rows.shape[-1]
+        if side <= DENSE_SIDE:
+            both = rows.flatten(1) @ getattr(self, f"dense_{side}_{stride}")
+            both = both.unflatten(1, (2 * ORIENTATIONS, -1))
+        else:
+            both = functional.conv2d(rows, self.wavelets, padding=3, stride=stride).flatten(2)
+        even, odd = both[:, :ORIENTATIONS], both[:, ORIENTATIONS:]
+        out = (side + stride - 1) // stride
+        return (even.square() + odd.square() + 1e-8).sqrt().unflatten(2, (out, out))
+
+    def _dense(self, side: int, stride: int) -> Tensor:
+        """The wavelets as a matrix: (side^2, 2 L x positions)."""
+        units = torch.eye(side * side).view(-1, 1, side, side)
+        return functional.conv2d(units, self.wavelets, padding=3, stride=stride).flatten(1)
 
     def _pooled(self, maps: Tensor) -> Tensor:
         side = maps.shape[-1]

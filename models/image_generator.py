@@ -44,6 +44,7 @@ class ImageGenerator(nn.Module):
         self.styles = nn.ModuleList(nn.Linear(sum(self.cardinalities), 2 * c) for c in channels)
         self.last = nn.Conv2d(channels[-1], schema.channels, 3, padding=1)
         for style in self.styles:
+            assert isinstance(style, nn.Linear)
             nn.init.normal_(style.weight, std=0.05)
             nn.init.zeros_(style.bias)
 

@@ -68,14 +68,14 @@ class ImageFitSettings(Frozen):
 
     Attributes:
         steps: of the optimiser.
-        batch_size: generated images per step.
+        batch_size: generated images per step; moving averages make small ones the better bargain.
         learning_rate: at its highest; it falls along a cosine.
         latent: normals that an image is drawn from.
         width: channels of the generator's last but one layer; earlier ones have more.
     """
 
-    steps: int = Field(default=3000, ge=1, le=1_000_000)
-    batch_size: int = Field(default=300, ge=8, le=16_384)
+    steps: int = Field(default=6000, ge=1, le=1_000_000)
+    batch_size: int = Field(default=100, ge=8, le=16_384)
     learning_rate: float = Field(default=2e-3, gt=0)
     latent: int = Field(default=64, ge=1, le=1024)
     width: int = Field(default=32, ge=4, le=512)

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.image_features import ImageFeatures
 from models.image_generator import ImageGenerator
@@ -30,8 +30,8 @@ Progress = Callable[[float], None]
 JointCodes = Callable[[int, torch.Generator], Tensor]
 
 POOL_ROWS = 20_000
-MEMORY = (0.8, 0.97)  # of the moving average of the means, at the start and at the end
-WEIGHT_MEMORY = 0.995  # of the moving average of the generator's weights
+MEMORY = (0.93, 0.99)  # of the moving average of the means, at the start and at the end
+WEIGHT_MEMORY = 0.998  # of the moving average of the generator's weights
 SETTLING_BATCHES = 50  # that the released running statistics are averaged over
 
 
@@ -214,6 +214,7 @@ class MomentFit:
         """The averaged weights, with running statistics of their own pictures."""
         self.averaged.train()
         for norm in self.averaged.norms:
+            assert isinstance(norm, nn.BatchNorm2d)
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean over batches
         for _ in range(SETTLING_BATCHES):
