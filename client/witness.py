@@ -36,6 +36,9 @@ class Witness:
     def look(self, shown: Mapping[str, Any] | None) -> dict[str, Any]:
         """Check a checkpoint, remember it durably, and only then countersign it.
 
+        The one seen last is countersigned again, whatever the proof begins at: the coordinator may ask a second time
+        because it never got the answer, and cannot know then what this site has seen.
+
         Args:
             shown: `note`, `since`, `proof` as in `models.exchange.RoundRequest.checkpoint`.
 
@@ -51,16 +54,19 @@ class Witness:
             raise LedgerVerificationError(f"the checkpoint shown is a {type(shown).__name__}, not an object")
         seen = self.seen()
         size = 0 if seen is None else seen.size
-        if shown is None or (seen is not None and shown.get("since") != size):
+        if shown is None:
             return {"size": size, "signature": None}
         note = str(shown.get("note", "")).encode(errors="replace")
         try:
+            again = seen is not None and open_checkpoint(note, self._coordinator) == seen
+            if seen is not None and not again and shown.get("since") != size:
+                return {"size": size, "signature": None}
             line = witness(
                 note,
                 self._key,
                 coordinator=self._coordinator,
                 seen=seen,
-                proof=_read_proof(shown),
+                proof=[] if again else _read_proof(shown),
                 timestamp=int(time.time()),
             )
         except LedgerVerificationError:

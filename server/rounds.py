@@ -32,7 +32,7 @@ from models.weights import decode_arrays, encode_arrays, seal
 from privacy.merkle import LedgerVerificationError
 from privacy.receipt import decimal_text
 from privacy.signing import VerifyKey
-from server import ledger_store, round_records, runs, sites, studies
+from server import ledger_store, round_records, runs, sites, spends, studies
 from server.acceptance import ReplyRejectedError, check_update, digest_of_policy, open_reply, read_quote
 from server.errors import ServerError
 from server.federation import Federation, SiteFailure
@@ -130,7 +130,8 @@ class RoundLoop:
         self._study: Study = studies.get_study(store, self._run.study).study
         self._keys: dict[str, VerifyKey] = {}
         self._ready: list[str] = []
-        self._known: set[str] = set()  # those that were ready once
+        # Those that took part before, in this attempt at the run or an earlier one.
+        self._known = {spend.site for spend in spends.run_spends(store, run_id)}
         self._away: dict[str, int] = {}  # rounds that a site which is not ready has missed
         self._witnessed: dict[str, int | None] = {}
         self._started = time.monotonic()
@@ -182,6 +183,8 @@ class RoundLoop:
         names = self._enrolled()
         if len(self._ready) >= self._study.federation.quorum:
             return
+        if number > 1 and not self._study.federation.late_join:
+            names = [name for name in names if name in self._known]
         self._report("quote", number - 1)
         requests = self._requests("quote", number, names, {})
         patience = self._patience(names)
@@ -342,15 +345,22 @@ class RoundLoop:
             for site, reply in replies.items():
                 if site in waiting:
                     self._judge(current, site, reply, stopped=patience.stop_seen)
-                elif self._hear_quote(site, reply) is None:
-                    self._say(f"{site} takes part from round {number + 1} on")
+                else:
+                    self._hear_quote(site, reply)
             aside = {}
             waiting = {site: current.requests[site] for site in waiting if site in current.failed}
             stopped = patience.stop_seen or self._stop_requested()
             late = time.monotonic() + RETRY_PAUSE_SECONDS > deadline
             if stopped or late or len(current.accepted) >= quorum:
                 break
+            returned = self._requests(kind, number, self._outside(current), arrays)
+            for site in returned:
+                self._say(f"{site} takes part in round {number} after all")
+            current.requests.update(returned)
+            waiting.update(returned)
             time.sleep(RETRY_PAUSE_SECONDS)
+        for site in self._outside(current):
+            self._say(f"{site} takes part from round {number + 1} on")
         self._ready = [site for site in self._ready if site not in current.failed | current.refused]
         if len(current.accepted) < quorum:
             round_records.record_outcomes(
@@ -364,6 +374,10 @@ class RoundLoop:
             [f"{one.site}: {one.reason}" for one in current.outcomes.values() if one.outcome != "accepted"],
         )
         return current
+
+    def _outside(self, current: _Round) -> list[str]:
+        """Sites that have become ready while a round ran without them."""
+        return [site for site in self._ready if site not in current.requests]
 
     def _judge(
         self, current: _Round, site: str, reply: RoundReply | SiteFailure, *, stopped: bool = False

@@ -1,0 +1,270 @@
+"""Sites that come late, leave, go silent or are interrupted in the middle: who is asked, and what it cost them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from in_process import InProcessLab
+
+from client.guard import Guard
+from client.interruption import Interruption, RoundInterruptedError
+from client.policy import load_policy
+from client.rounds import SiteRounds
+from models.exchange import RoundReply, RoundRequest
+from models.study import Study
+from server import ledger_store, round_records, runs, sites, spends, studies
+from server.federation import SiteFailure
+from server.rounds import run_rounds
+
+SITES = ("ash", "birch", "cedar")
+STUDY: dict[str, Any] = {
+    "name": "small",
+    "privacy": {"epsilon": 20.0, "delta": 1e-5},
+    "measure": {"budget_share": 0.6, "noise_multiplier": 1.5},
+    "warm_start": {"components": 10, "steps": 10},
+    "refine": {
+        **{"rounds": 4, "generator_steps": 2, "discriminator_steps": 2, "hidden_width": 8},
+        **{"nominal_batch_size": 16, "num_fakes": 16, "noise_multiplier": 1.5},
+    },
+    "federation": {"quorum": 2, "round_deadline_seconds": 5.0, "max_update_norm": 100.0},
+    "table": {
+        "label": "ill",
+        "columns": [
+            {"name": "sex", "kind": "categorical", "categories": ["f", "m"]},
+            {"name": "ill", "kind": "boolean"},
+        ],
+    },
+}
+Reply = RoundReply | SiteFailure
+Change = Callable[[RoundRequest, RoundReply], Reply]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[InProcessLab]:
+    rng = np.random.default_rng(1)
+    tables = {
+        name: pd.DataFrame({"sex": rng.choice(["f", "m"], 200), "ill": rng.random(200) < 0.3})
+        for name in SITES
+    }
+    made = InProcessLab(tmp_path, tables, epsilon=20.0)
+    yield made
+    made.store.close()
+
+
+def start(lab: InProcessLab, **federation: Any) -> str:
+    study = Study.from_dict({**STUDY, "federation": {**STUDY["federation"], **federation}})
+    studies.register_study(lab.store, study, created_by="operator")
+    return runs.create_run(lab.store, study.name, started_by="operator").id
+
+
+class Changed:
+    """The lab's federation, with something between it and the coordinator; notes who was asked what."""
+
+    def __init__(self, lab: InProcessLab, change: Callable[[str, RoundRequest], Reply | None]) -> None:
+        self._lab, self._change = lab, change
+        self.asked: list[tuple[str, str, int]] = []
+
+    def exchange(self, requests: Mapping[str, RoundRequest], **waiting: Any) -> Mapping[str, Reply]:
+        found: dict[str, Reply] = {}
+        for site, request in requests.items():
+            self.asked.append((site, request.kind, request.round))
+            changed = self._change(site, request)
+            if changed is None:
+                changed = self._lab.federation.exchange({site: request}, **waiting)[site]
+            found[site] = changed
+        return found
+
+    def of(self, site: str, *kinds: str) -> list[int]:
+        return [number for name, kind, number in self.asked if name == site and kind in kinds]
+
+
+SILENT = SiteFailure(code="timeout", reason="no reply within 5 s")
+
+
+def entries(lab: InProcessLab, site: str, kind: str) -> list[int]:
+    home = lab.sites[site]
+    guard = Guard(home.record_file, load_policy(home.policy_file))
+    return [entry.body["round"] for entry in guard.history() if entry.kind == kind]
+
+
+def test_a_site_that_is_silent_in_a_round_is_quoted_on_the_way_and_comes_back(lab) -> None:
+    run = start(lab)
+
+    def silent(site: str, request: RoundRequest) -> Reply | None:
+        return SILENT if site == "ash" and (request.kind, request.round) == ("refine", 2) else None
+
+    federation = Changed(lab, silent)
+    assert run_rounds(federation, lab.store, run) is not None
+    assert federation.of("ash", "measure", "refine") == [1, 2, 4, 5]
+    assert federation.of("ash", "quote") == [1, 4]  # beside round 3, for the rest from round 4 on
+    assert entries(lab, "ash", "debit") == [1, 4, 5]
+    recorded = {
+        one.round: {s.site: s.outcome for s in one.spends}
+        for one in round_records.list_rounds(lab.store, run)
+    }
+    assert recorded[2]["ash"] == "failed"
+    assert "ash" not in recorded[3]
+    said = [message.text for message in runs.run_messages(lab.store, run)]
+    assert "ash takes part from round 4 on" in said
+
+
+@pytest.mark.parametrize("late_join", [True, False])
+def test_a_site_that_was_not_ready_may_join_later_if_the_study_says_so(lab, late_join) -> None:
+    run = start(lab, late_join=late_join)
+
+    def away_at_first(site: str, request: RoundRequest) -> Reply | None:
+        away = site == "ash" and request.kind == "quote" and request.round == 1
+        return SiteFailure(code="unavailable", reason="the site is not connected") if away else None
+
+    federation = Changed(lab, away_at_first)
+    release = run_rounds(federation, lab.store, run)
+    debited = entries(lab, "ash", "debit")
+    assert debited == ([2, 3, 4, 5] if late_join else [])
+    first, *_ = round_records.list_rounds(lab.store, run)
+    assert [spend.site for spend in first.spends] == ["birch", "cedar"]
+    if late_join:
+        by_site = {spend.site: float(spend.spent_epsilon) for spend in spends.run_spends(lab.store, run)}
+        assert 0 < by_site["ash"] < by_site["birch"]  # its refinements alone
+    else:
+        assert release.sites == ("birch", "cedar")
+
+
+def test_a_site_that_stays_away_is_quoted_less_and_less_often(lab) -> None:
+    run = start(lab)
+    federation = Changed(
+        lab, lambda site, request: SILENT if site == "ash" and request.kind != "witness" else None
+    )
+    assert run_rounds(federation, lab.store, run) is not None
+    assert federation.of("ash", "quote") == [1, 2, 3, 5]  # beside rounds 1, 2 and 4
+    assert federation.of("ash", "measure", "refine") == []
+
+
+def test_a_site_that_left_is_not_asked_again(lab) -> None:
+    run = start(lab)
+
+    def leave(site: str, request: RoundRequest) -> Reply | None:
+        if (site, request.kind, request.round) == ("birch", "refine", 3):
+            sites.set_state(lab.store, "ash", "left")
+        return None
+
+    federation = Changed(lab, leave)
+    assert run_rounds(federation, lab.store, run) is not None
+    assert federation.of("ash", "measure", "refine", "quote") == [1, 1, 2, 3]
+    said = [message.text for message in runs.run_messages(lab.store, run)]
+    assert said.count("ash is no longer enrolled and is not asked any more") == 1
+
+
+def test_a_round_below_its_quorum_takes_in_a_site_that_came_back_meanwhile(lab, monkeypatch) -> None:
+    monkeypatch.setattr("server.rounds.RETRY_PAUSE_SECONDS", 0.05)
+    run = start(lab)
+
+    def two_silent(site: str, request: RoundRequest) -> Reply | None:
+        silent = {"ash": 2, "birch": 3}
+        return SILENT if request.kind == "refine" and silent.get(site) == request.round else None
+
+    federation = Changed(lab, two_silent)
+    assert run_rounds(federation, lab.store, run) is not None
+    assert federation.of("ash", "refine") == [2, 3, 4, 5]
+    assert federation.of("birch", "refine") == [2, 3, 3, 5]
+    said = [message.text for message in runs.run_messages(lab.store, run)]
+    assert "ash takes part in round 3 after all" in said
+    assert "birch takes part from round 5 on" in said
+
+
+def test_a_site_whose_reply_was_lost_answers_again_with_the_same_bytes(lab, monkeypatch) -> None:
+    monkeypatch.setattr("server.rounds.RETRY_PAUSE_SECONDS", 0.05)
+    run = start(lab, quorum=3)
+    lost: list[RoundReply] = []
+
+    def lose_once(site: str, request: RoundRequest) -> Reply | None:
+        if (site, request.kind, request.round) != ("ash", "refine", 2) or lost:
+            return None
+        lost.append(lab.federation.exchange({site: request}, deadline_seconds=1)[site])  # type: ignore[arg-type]
+        return SiteFailure(code="unavailable", reason="the site's SuperNode went away before it answered")
+
+    assert run_rounds(Changed(lab, lose_once), lab.store, run) is not None
+    assert lost[0].refusal is None
+    second = round_records.get_round(lab.store, run, 2)
+    receipts = {spend.site: spend.receipt for spend in second.spends}
+    assert receipts["ash"] == lost[0].receipt
+    assert Counter(entries(lab, "ash", "debit")) == Counter(range(1, 6))
+
+
+def test_a_stop_in_a_round_keeps_what_came_and_the_resumed_run_debits_nothing_twice(lab) -> None:
+    run = start(lab)
+
+    def stop_in_round_three(site: str, request: RoundRequest) -> Reply | None:
+        if (request.kind, request.round) != ("refine", 3) or site == "ash":
+            return None
+        if not runs.stop_requested(lab.store, run):
+            runs.request_stop(lab.store, run)
+        lab.federation.exchange({site: request}, deadline_seconds=1)  # it debits, and nobody hears the reply
+        return SILENT
+
+    assert run_rounds(Changed(lab, stop_in_round_three), lab.store, run) is None
+    stopped = runs.get_run(lab.store, run)
+    assert (stopped.state, stopped.round) == ("stopped", 2)
+    by_site = {spend.site: spend for spend in spends.run_spends(lab.store, run)}
+    assert (by_site["ash"].round, by_site["ash"].outcome) == (3, "accepted")
+    kinds = [stored.entry.kind for stored in ledger_store.read_entries(lab.store)]
+    assert kinds.count("aggregate") == 2
+    runs.resume_run(lab.store, run)
+    assert run_rounds(lab.federation, lab.store, run) is not None
+    for site in SITES:
+        assert entries(lab, site, "debit") == [1, 2, 3, 4, 5]
+        assert entries(lab, site, "settled") == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("kind", ["measure", "refine"])
+def test_an_interrupted_round_keeps_its_debit_and_nothing_else_and_is_computed_again(lab, kind) -> None:
+    number = {"measure": 1, "refine": 3}[kind]
+    run, home = start(lab), lab.sites["ash"]
+    interruption = Countdown(looks=1 if kind == "measure" else 3)
+    rounds = SiteRounds(home, interruption=interruption)
+
+    def files() -> set[str]:
+        return {path.name for path in (home.state / run).glob("*")}
+
+    def at_the_site(site: str, request: RoundRequest) -> Reply | None:
+        if site != "ash" or (request.kind, request.round) != (kind, number):
+            return None
+        before = files()
+        interruption.running = True
+        with pytest.raises(RoundInterruptedError):
+            rounds.handle(request)
+        interruption.running = False
+        assert entries(lab, "ash", "debit")[-1] == number
+        assert number not in entries(lab, "ash", "settled")
+        assert files() == before  # nothing of the attempt was kept, no discriminator either
+        first = rounds.handle(request)
+        assert first.encode() == replace(rounds.handle(request), witness=first.witness).encode()
+        return first
+
+    assert run_rounds(Changed(lab, at_the_site), lab.store, run) is not None
+    assert entries(lab, "ash", "debit") == [1, 2, 3, 4, 5]
+    assert entries(lab, "ash", "settled") == [1, 2, 3, 4, 5]
+    assert {spend.outcome for spend in round_records.get_round(lab.store, run, number).spends} == {"accepted"}
+
+
+class Countdown(Interruption):
+    """Interrupts at so many looks."""
+
+    def __init__(self, *, looks: int) -> None:
+        super().__init__()
+        self.running = False
+        self._looks = looks
+
+    def check(self) -> None:
+        if self.running:
+            self._looks -= 1
+            if self._looks == 0:
+                self.ask()
+            super().check()
+            self.begin()
