@@ -55,14 +55,14 @@ from models.exchange import (
     ExchangeError,
 )
 from privacy.cli.folders import write_private
+from privacy.cli.polling import poll_pause
 
 Answer = Callable[[Message, Context], Message]
 
 _HEARTBEAT_SECONDS = 1.0  # a task without one for 60 s is given up by the SuperNode
 _RUN_CHECK_SECONDS = 2.0
-_BUSY_PAUSE_SECONDS = 0.2
+_BUSY_PAUSE_SECONDS = 0.1
 _IDLE_PAUSE_SECONDS = 3.0
-_PAUSE_GROWTH = 1.15
 _PART_SECONDS = 0.05
 _LAST_PART_SECONDS = 2.0
 _PARTS_SECONDS = 30.0  # from a message's announcement to its last part; on the coordinator's own machine
@@ -337,22 +337,22 @@ class _Pace:
     """Stands in for the module `time` in the SuperNode's loop, which only sleeps.
 
     Flower pauses 3 s whenever the coordinator has nothing, which is most of a short round. Here the pause
-    starts short after each message and grows back to those 3 s.
+    is short after each message and grows with the time since then back to those 3 s.
     """
 
     def __init__(self) -> None:
-        self._idle = _BUSY_PAUSE_SECONDS
+        self._busy_at = time.monotonic()
         self.run_ended = threading.Event()  # of the message that this site's own worker has in hand
 
     def sleep(self, seconds: float) -> None:
         if seconds < 1.0:  # waiting for this site's own worker
             if self.run_ended.is_set():
                 raise RunNotRunningException
-            self._idle = _BUSY_PAUSE_SECONDS
+            self._busy_at = time.monotonic()
             time.sleep(min(seconds, _BUSY_PAUSE_SECONDS / 2))
         else:
-            time.sleep(min(seconds, self._idle))
-            self._idle = min(self._idle * _PAUSE_GROWTH, _IDLE_PAUSE_SECONDS)
+            idle = time.monotonic() - self._busy_at
+            time.sleep(min(seconds, poll_pause(idle, least=_BUSY_PAUSE_SECONDS, most=_IDLE_PAUSE_SECONDS)))
 
 
 def _soon(pull: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,11 +17,12 @@ from pathlib import Path
 from client.flower_adapter import Answer, SourceLostError, TaskHead, TaskSource
 from client.home import SiteHome
 from client.interruption import Interruption
+from privacy.cli.polling import poll_pause
 from privacy.cli.supervisor import WORKER_READY
 
 FOREIGN_APP = "foreign-app"  # the kind of a refused app's entry in the site's record
 
-_BUSY_PAUSE_SECONDS = 0.05
+_BUSY_PAUSE_SECONDS = 0.03
 _IDLE_PAUSE_SECONDS = 0.5
 _LOST_PAUSE_SECONDS = 1.0
 
@@ -56,16 +57,16 @@ def run_worker(
     )
     if source.give_up_held():
         _log.warning("answered for the task that was in hand when the worker was killed")
-    pause = _BUSY_PAUSE_SECONDS
+    busy_at = time.monotonic()
     _log.info(WORKER_READY)
     try:
         while not stop.is_set():
             try:
                 if _serve_one(source, app, allowed_apps, on_refused, interruption):
-                    pause = _BUSY_PAUSE_SECONDS
+                    busy_at = time.monotonic()
                 else:
-                    stop.wait(pause)
-                    pause = min(pause * 1.1, _IDLE_PAUSE_SECONDS)
+                    idle = time.monotonic() - busy_at
+                    stop.wait(poll_pause(idle, least=_BUSY_PAUSE_SECONDS, most=_IDLE_PAUSE_SECONDS))
             except SourceLostError as error:
                 _log.warning("%s; waiting for it", error)
                 stop.wait(_LOST_PAUSE_SECONDS)

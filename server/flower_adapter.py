@@ -37,6 +37,7 @@ from flwr.superlink.grid import http_grid
 
 from models.exchange import APP_REFUSED_CODE, MESSAGE_TYPES, RECORD_NAME, RoundReply, RoundRequest
 from privacy.cli.folders import write_private
+from privacy.cli.polling import poll_pause
 from server.federation import Enough, SiteFailure
 from server.home import CoordinatorHome
 from server.transfer import HeldParts
@@ -44,7 +45,6 @@ from server.transfer import HeldParts
 _RUN_IN_HAND = "run-in-hand"
 _FIRST_POLL_SECONDS = 0.05
 _LAST_POLL_SECONDS = 0.5
-_POLL_SHARE = 0.05  # of the time waited so far
 _RETRY_SECONDS = 2.0
 _PART_SECONDS = 0.05
 _FAILURES: Mapping[int, tuple[str, str]] = {
@@ -113,7 +113,8 @@ class FlowerFederation:
             given_up = enough is not None and enough(results)
             if pending and not given_up:
                 now = time.monotonic()
-                self._sleep(min(poll_pause(now - pushed_at), max(0.0, deadline - now)))
+                pause = poll_pause(now - pushed_at, least=_FIRST_POLL_SECONDS, most=_LAST_POLL_SECONDS)
+                self._sleep(min(pause, max(0.0, deadline - now)))
         for site in pending.values():
             waited = deadline_seconds - (deadline - time.monotonic() if given_up else 0.0)
             reason = f"no reply within {waited:.3g} s"
@@ -141,11 +142,6 @@ class FlowerFederation:
 
     def _node_ids(self) -> dict[str, int]:
         return {node.name: int(node.node_id) for node in self._grid.get_nodes() if node.name}
-
-
-def poll_pause(waited_seconds: float) -> float:
-    """How long to wait before asking again: what polling adds to a wait is a small part of it."""
-    return min(max(_FIRST_POLL_SECONDS, _POLL_SHARE * waited_seconds), _LAST_POLL_SECONDS)
 
 
 def write_request(

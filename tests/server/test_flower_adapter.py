@@ -147,13 +147,6 @@ def test_a_silent_site_fails_at_the_deadline_and_no_later() -> None:
     assert isinstance(results["north"], RoundReply)
 
 
-def test_polls_start_quick_and_never_add_much_to_a_wait() -> None:
-    pauses = [adapter.poll_pause(waited) for waited in (0.0, 0.5, 2.0, 6.0, 600.0)]
-    assert pauses == sorted(pauses)
-    assert (pauses[0], pauses[-1]) == (0.05, 0.5)
-    assert all(adapter.poll_pause(waited) <= max(0.05, 0.05 * waited) for waited in (0.1, 1, 5, 50))
-
-
 def test_a_late_reply_is_asked_for_until_it_comes() -> None:
     naps: list[float] = []
     late = echo("mute")
