@@ -15,14 +15,16 @@ import pandas as pd
 
 from models.study import Study
 from server.cli.api_client import ApiClient
+from server.demo.digits import DIGITS_STUDY, load_scans, picture_facts, read_pictures
 from server.demo.display import Display, PhaseLine
 from server.demo.parties import STUDY_FILE, Parties, create_parties, deal_patients
 from server.demo.processes import DemoProcesses
-from server.demo.report import ReportFacts, SitePrivacy, render_report
+from server.demo.report import PictureStudy, ReportFacts, SitePrivacy, render_report
 from server.demo.surface import SurfaceError, at_once, fedtwin, poll, shown_command
 from server.demo.training import follow_run
 
 COHORT_PATIENTS = 1000
+COHORT_PICTURES = 2000
 COHORT_SECONDS = 120.0
 ANSWER_SECONDS = 120.0
 ASK_AT_MOST = 5
@@ -84,16 +86,10 @@ class Demo:
             ApiClient(url, keys[role], problem=SurfaceError) for role in ("operator", "researcher", "auditor")
         )
         login = {"FEDTWIN_URL": url, "FEDTWIN_KEY": keys["operator"]}
-        with phase("Study") as line:
-            study = self._define(line, operator, login)
-        with phase("Approval") as line:
-            run = self._ask_hospitals(line, operator, study, login)
-        release, sites = follow_run(operator, run, study, display=self._display, alive=self.processes.check)
-        with phase("Release") as line:
-            fedtwin("study", "publish", release, environment=login)
-            line.say(f"{release[:19]}..., published by the operator")
+        study, release, sites = self._train(STUDY_FILE, operator, login)
         with phase("Cohort") as line:
             files = self._request_cohort(line, researcher, release, COHORT_PATIENTS, "cohort")
+        pictures = self._pictures(operator, researcher, login)
         with phase("Audit") as line:
             ledger, command, verdict = self._audit(line, auditor)
         with phase("Report") as line:
@@ -107,6 +103,7 @@ class Demo:
                 audit_command=command,
                 cohort=_read(files),
                 cohort_files=[file.name for file in files],
+                pictures=pictures,
             )
             report = self.folder / "report.html"
             report.write_text(render_report(facts, real=patients, compared=_read(compared)))
@@ -123,14 +120,47 @@ class Demo:
             next_commands=self._next_commands(url, keys, release, command),
         )
 
-    def _define(self, line: PhaseLine, operator: ApiClient, login: dict[str, str]) -> Study:
+    def _train(
+        self, file: Path, operator: ApiClient, login: dict[str, str], *, prefix: str = ""
+    ) -> tuple[Study, str, tuple[SitePrivacy, ...]]:
+        """One study from its definition to a published release; what each hospital spent."""
+        phase = self._display.phase
+        with phase(f"{prefix}Study") as line:
+            study = self._define(line, file, operator, login)
+        with phase(f"{prefix}Approval") as line:
+            run = self._ask_hospitals(line, operator, study, login)
+        release, sites = follow_run(
+            operator, run, study, display=self._display, alive=self.processes.check, prefix=prefix
+        )
+        with phase(f"{prefix}Release") as line:
+            fedtwin("study", "publish", release, environment=login)
+            line.say(f"{release[:19]}..., published by the operator")
+        return study, release, sites
+
+    def _pictures(self, operator: ApiClient, researcher: ApiClient, login: dict[str, str]) -> PictureStudy:
+        """The second study: rows with pictures."""
+        study, release, sites = self._train(DIGITS_STUDY, operator, login, prefix="Pictures: ")
+        with self._display.phase("Pictures: Cohort") as line:
+            files = self._request_cohort(
+                line, researcher, release, COHORT_PICTURES, "pictures", formats=("png",)
+            )
+            archive = next(file for file in files if file.name == "images-png.zip")
+            real, held_out = load_scans()
+            facts = picture_facts(real, read_pictures(archive), held_out)
+            line.say(
+                f"{COHORT_PICTURES:,} pictures; a classifier trained on them reads {facts.accuracy:.1%} of "
+                f"{facts.num_held_out} real scans that no hospital had"
+            )
+        return PictureStudy(study=study, release=release, sites=sites, facts=facts)
+
+    def _define(self, line: PhaseLine, file: Path, operator: ApiClient, login: dict[str, str]) -> Study:
         line.say("calibrating the noise to the budget")
-        fedtwin("study", "create", STUDY_FILE, environment=login)
-        name = Study.from_toml(STUDY_FILE.read_text()).name
+        fedtwin("study", "create", file, environment=login)
+        name = Study.from_toml(file.read_text()).name
         study = Study.from_dict(operator.get(f"/studies/{name}")["definition"])
         line.say(
-            f"{study.name}: {len(study.table.columns)} columns, epsilon {study.privacy.epsilon}, "
-            f"delta {study.privacy.delta}, {study.num_rounds} rounds"
+            f"{study.name}: {study.modality}, epsilon {study.privacy.epsilon}, "
+            f"delta {study.privacy.delta}, {study.num_rounds} round{'s' if study.num_rounds > 1 else ''}"
         )
         return study
 
@@ -158,9 +188,17 @@ class Demo:
         raise SurfaceError(f"not every hospital could be asked: {state['reason']}")
 
     def _request_cohort(
-        self, line: PhaseLine, researcher: ApiClient, release: str, num_patients: int, name: str
+        self,
+        line: PhaseLine,
+        researcher: ApiClient,
+        release: str,
+        num_patients: int,
+        name: str,
+        *,
+        formats: Sequence[str] = ("csv", "parquet"),
     ) -> tuple[Path, ...]:
-        accepted = researcher.post("/cohorts", {"release": release, "num_patients": num_patients})
+        asked = {"release": release, "num_patients": num_patients, "formats": list(formats)}
+        accepted = researcher.post("/cohorts", asked)
         place = accepted.headers["Location"]
         done = poll(
             lambda: researcher.get(place),

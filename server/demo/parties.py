@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from server.demo.data import load_survey, prepare_patients, split_by_site, write_sites
+from server.demo.digits import DIGITS_STUDY, deal_scans, load_scans, name_scans
 from server.demo.display import PhaseLine
 from server.demo.surface import at_once, fedtwin
 from server.home import CoordinatorHome
@@ -57,8 +58,13 @@ def deal_patients(parties: Parties, line: PhaseLine) -> pd.DataFrame:
     line.say("reading the survey that ships in linearmodels")
     patients = prepare_patients(load_survey())
     parts = split_by_site(patients)
-    write_sites(parts, {name: home.parent for name, home in parties.sites.items()})
-    line.say(f"{len(patients):,} people, each at one of {len(parts)} hospitals")
+    folders = {name: home.parent for name, home in parties.sites.items()}
+    write_sites(parts, folders)
+    scans, _ = load_scans()
+    deal_scans(scans, folders)
+    line.say(
+        f"{len(patients):,} people and {len(scans.labels):,} scans, each at one of {len(parts)} hospitals"
+    )
     return patients
 
 
@@ -94,5 +100,7 @@ def _join(parties: Parties, name: str) -> None:
         *("site", "init", "--home", home, "--name", name, "--federation", parties.invitation),
         *("--data", home.parent / "patients.csv", "--patient-id", "patient_id", "--epsilon", str(CAPS[name])),
     )
-    fedtwin("site", "validate", "--home", home, STUDY_FILE)
+    name_scans(home)
+    for study in (STUDY_FILE, DIGITS_STUDY):
+        fedtwin("site", "validate", "--home", home, study)
     fedtwin("server", "enrol", "--home", parties.coordinator, home / "card.json")

@@ -41,6 +41,36 @@ class PhaseTime:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PictureFacts:
+    """What the page says of the study with pictures.
+
+    Attributes:
+        synthetic_sheet, real_sheet: `data:` URLs of PNGs, one column per digit.
+        num_synthetic: pictures of the cohort.
+        num_held_out: real scans that no hospital had.
+        accuracy: on these, of a classifier trained on the synthetic pictures.
+        real_accuracy: the same, trained on all hospitals' scans.
+    """
+
+    synthetic_sheet: str
+    real_sheet: str
+    num_synthetic: int
+    num_held_out: int
+    accuracy: float
+    real_accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureStudy:
+    """The study with pictures, and what came of it."""
+
+    study: Study
+    release: str
+    sites: Sequence[SitePrivacy]
+    facts: PictureFacts
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportFacts:
     """Everything the page says.
 
@@ -53,6 +83,7 @@ class ReportFacts:
         audit_command: the command that printed it.
         cohort: the cohort that the researcher requested.
         cohort_files: names of its files.
+        pictures: the second study.
     """
 
     study: Study
@@ -63,6 +94,7 @@ class ReportFacts:
     audit_command: str
     cohort: pd.DataFrame
     cohort_files: Sequence[str]
+    pictures: PictureStudy
 
 
 def render_report(facts: ReportFacts, *, real: pd.DataFrame, compared: pd.DataFrame) -> str:

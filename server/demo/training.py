@@ -17,7 +17,13 @@ _TITLES = {"measure": "Measure", "warm-start": "Warm start", "refine": "Refine"}
 
 
 def follow_run(
-    operator: ApiClient, run: str, study: Study, *, display: Display, alive: Callable[[], None]
+    operator: ApiClient,
+    run: str,
+    study: Study,
+    *,
+    display: Display,
+    alive: Callable[[], None],
+    prefix: str = "",
 ) -> tuple[str, tuple[SitePrivacy, ...]]:
     """Show a run's phases until it is completed.
 
@@ -37,7 +43,7 @@ def follow_run(
     for phase, title in _TITLES.items():
         if phase == "refine" and not study.refine.rounds:
             continue
-        with display.phase(title) as line:
+        with display.phase(prefix + title) as line:
 
             def is_over(state: Mapping[str, Any], phase: str = phase, line: Any = line) -> bool:
                 line.say(_progress(state), percent=float(state["percent"]))
@@ -73,6 +79,7 @@ def _summary(study: Study, phase: str) -> str:
     if phase == "measure":
         return f"one exchange, noise multiplier {study.measure.noise_multiplier:.3f} at each hospital"
     if phase == "warm-start":
-        return "a mixture fitted to the summed noisy moments; no patient is asked"
+        fitted = "a mixture" if study.image is None else "a mixture and a convolutional generator"
+        return f"{fitted} fitted to the summed noisy moments; no patient is asked"
     noise = study.refine.noise_multiplier or 0
     return f"{study.refine.rounds} rounds of DP-SGD, noise multiplier {noise:.3f} at each hospital"

@@ -188,6 +188,12 @@ class TestWholeDemo:
         assert float(figures["synthetic patients"]) < 0.7 * float(figures["independent columns"])
         assert "For the demo only" in page
 
+    def test_a_classifier_reads_real_scans_after_seeing_synthetic_ones_only(self, told, home):
+        page = (home / "report.html").read_text()
+        read = float(re.search(r"<b>([\d.]+) %</b> of 450 real scans", page)[1])
+        assert read > 60  # 10 by chance
+        assert (home / "pictures" / "images-png.zip").stat().st_size > 100_000
+
     def test_the_ledger_verifies_and_one_changed_byte_breaks_it(self, told, home, tmp_path):
         key = json.loads((home / "coordinator" / "federation.json").read_text())["ledger_key"]
         assert "Everything that could be checked held." in fedtwin(
