@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -145,9 +146,9 @@ def short(digest: str) -> str:
     return digest.removeprefix("sha256:")[:12]
 
 
-def shown(value: object) -> str:
+def shown(value: Any) -> str:
     """A cell of a table of patients."""
-    if value is None or value != value or str(value) in {"NaT", "<NA>"}:
+    if pd.isna(value):
         return ""
     if str(value) in {"True", "False"}:
         return "yes" if str(value) == "True" else "no"

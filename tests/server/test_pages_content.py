@@ -1,0 +1,413 @@
+"""What the pages say and do: the same as the functions behind the API, in words and pictures."""
+
+from __future__ import annotations
+
+import html
+import re
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+from models.generator import MixtureGenerator
+from models.sampling import CohortSampler
+from models.weights import decode_arrays
+from privacy.invitation import Invitation
+from privacy.merkle import leaf_hash, verify_inclusion
+from privacy.signing import SigningKey
+from server import cohorts, invitations, jobs, ledger_store, releases, round_records, runs, sites
+from server.api.pages import distributions, rendering
+from server.spends import study_spends
+
+ORIGIN = "https://testserver"
+
+
+@pytest.fixture
+def database_url(tmp_path: Path) -> str:
+    """The store's own tests hold for PostgreSQL."""
+    return f"sqlite:///{tmp_path / 'fedtwin.db'}"
+
+
+class Person:
+    """Somebody who is signed in."""
+
+    def __init__(self, api, who: str) -> None:
+        self.client = TestClient(
+            api.client.app, base_url=ORIGIN, headers={"Accept": "text/html", "Origin": ORIGIN},
+            raise_server_exceptions=True,
+        )  # fmt: skip
+        token = _token(self.client.get("/sign-in").text)
+        self.client.post("/sign-in", data={"form_token": token, "key": api.keys[who], "next": "/"})
+        self.token = _token(self.client.get("/").text)
+
+    def see(self, path: str, status: int = 200) -> str:
+        answer = self.client.get(path)
+        assert answer.status_code == status, words(answer.text)
+        return answer.text
+
+    def send(
+        self, path: str, status: int = 303, headers: dict[str, str] | None = None, **fields: Any
+    ) -> httpx.Response:
+        answer = self.client.post(
+            path, data={"form_token": self.token, **fields}, headers=headers, follow_redirects=False
+        )
+        assert answer.status_code == status, words(answer.text)
+        return answer
+
+
+def _token(page: str) -> str:
+    found = re.search(r'name="form_token" value="([^"]+)"', page)
+    assert found is not None
+    return found[1]
+
+
+def words(page: str) -> str:
+    """A page's text, as one line."""
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
+
+
+@pytest.fixture
+def researcher(api) -> Person:
+    return Person(api, "researcher")
+
+
+@pytest.fixture
+def operator(api) -> Person:
+    return Person(api, "operator")
+
+
+@pytest.fixture
+def auditor(api) -> Person:
+    return Person(api, "auditor")
+
+
+def test_empty_places_say_what_to_do(researcher, operator, auditor) -> None:
+    assert "The operator of this coordinator publishes them" in words(researcher.see("/"))
+    assert "Choose a release" in words(researcher.see("/cohorts"))
+    assert "fedtwin study create study.toml" in words(operator.see("/runs"))
+    assert "Invite one" in words(operator.see("/sites"))
+    assert "nothing has been spent" in words(auditor.see("/spends"))
+    assert "The ledger is empty" in words(auditor.see("/ledger"))
+    assert "No study has been run yet" in words(auditor.see("/runs"))
+
+
+def test_the_catalogue_finds_releases_by_their_words(researcher, scenario) -> None:
+    release = scenario.release()
+    for q in ("", "heart", "HEART hospitals", "north", "sex", release.digest[7:20]):
+        page = words(researcher.see(f"/?q={q}"))
+        assert "Heart disease at three hospitals published" in page, q
+        assert "north ε 1.88 of 4, δ 1e-05" in page
+    assert "Nothing matches" in words(researcher.see("/?q=kidney"))
+    assert "Nothing matches" in words(researcher.see("/?q=heart+kidney"))
+
+
+def test_a_researcher_sees_no_candidate(researcher, operator, scenario) -> None:
+    scenario.register()
+    scenario.enrol()
+    run = scenario.start()
+    for round in range(1, scenario.study.num_rounds + 1):
+        scenario.record(run, round)
+    candidate = round_records.complete_run(scenario.store, run, release_round=2)
+    for path in (f"/releases/{candidate.digest}", f"/cohorts/new?release={candidate.digest}"):
+        assert "there is no release" in words(researcher.see(path, 404)).lower()
+    assert candidate.digest not in researcher.see("/?state=candidate")
+    assert candidate.digest in operator.see("/?state=candidate")
+    operator.send(f"/releases/{candidate.digest}/withhold", reason="not yet")
+    assert "Withheld: not yet" in words(operator.see(f"/releases/{candidate.digest}"))
+    operator.send(f"/releases/{candidate.digest}/publish")
+    assert "Ask for a cohort" in researcher.see(f"/releases/{candidate.digest}")
+    operator.send(f"/releases/{candidate.digest}/withdraw", reason="a site asked for it")
+    page = words(researcher.see(f"/releases/{candidate.digest}"))
+    assert "Withdrawn: a site asked for it" in page
+    assert "Ask for a cohort" not in page
+    assert operator.send(f"/releases/{candidate.digest}/publish", 409)
+
+
+def test_a_releases_page_says_its_limits_budget_and_origin(researcher, scenario) -> None:
+    release = scenario.release()
+    page = words(researcher.see(f"/releases/{release.digest}"))
+    for text in (
+        "No release gate was passed", *releases.LIMITS_OF_USE, "ε 4 at δ 1e-05", release.digest,
+        release.study_digest, f"entry {release.entry}", "two way 0.031", "Missing: ",
+    ):  # fmt: skip
+        assert text in page, text
+
+
+def test_the_bars_are_the_generators_own_marginals(scenario) -> None:
+    release = scenario.release()
+    arrays = decode_arrays(scenario.store.load(release.weights_digest))
+    schema = scenario.study.table
+    one_way = MixtureGenerator.from_arrays(arrays, schema.cardinalities).one_way().split(schema.cardinalities)
+    shown = distributions.distributions(scenario.store, release, scenario.study)
+    for part, one in zip(one_way, shown, strict=True):
+        torch.testing.assert_close(torch.tensor([share for _, share in one.rows]), part)
+    sex, age, ill = shown
+    assert [name for name, _ in sex.rows] == ["female", "male"]
+    assert [name for name, _ in age.rows][:2] == ["0 to 9", "10 to 19"]
+    assert age.ticks == ["0", "50", "100"]
+    assert [name for name, _ in ill.rows] == ["no", "yes", "missing"]
+    assert ill.missing == pytest.approx(float(one_way[2][-1]))
+    assert len(ill.drawn) == 2
+
+
+def test_every_chart_has_a_title_a_sentence_and_a_table(researcher, scenario) -> None:
+    page = researcher.see(f"/releases/{scenario.release().digest}")
+    charts = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(charts) == 3 + 3  # meters and distributions
+    names = []
+    for chart in charts:
+        title, description = re.search(r'role="img" aria-labelledby="(\S+) (\S+)"', chart).groups()
+        names += [title, description]
+        assert re.search(rf'<title id="{title}">[^<]+</title><desc id="{description}">[^<]+</desc>', chart)
+    assert len(set(names)) == len(names)
+    assert page.count("As a table") == 3
+
+
+def estimate(person: Person, digest: str, **fields: Any) -> str:
+    return words(
+        person.send(
+            "/cohorts/estimate", 200, {"HX-Request": "true"}, release=digest, num_patients="10", **fields
+        ).text
+    )
+
+
+def test_the_live_count_is_the_samplers(researcher, scenario) -> None:
+    release = scenario.release()
+    generator = distributions.load_generator(scenario.store, release, scenario.study).table
+    page = estimate(researcher, release.digest, **{"c0.in": "female", "c1.from": "30", "c1.to": "59.5"})
+    sampler = CohortSampler(generator, scenario.study.table, ["sex == 'female' and 30 <= age <= 59.5"])
+    assert rendering.share(sampler.report.probability) in page
+    assert "computed exactly" in page
+    assert page.count(" female ") == 20
+    assert "100 % no condition" in estimate(researcher, release.digest)
+    assert "Few of the generator's components" in page  # it has three
+
+
+def test_the_live_count_says_what_cannot_be(researcher, scenario) -> None:
+    digest = scenario.release().digest
+    assert "Too rare to be drawn" in estimate(researcher, digest, where="age > 99")
+    assert "widen the conditions" in estimate(researcher, digest, **{"c1.from": "120"})
+    assert "'x' is no number" in estimate(researcher, digest, **{"c1.from": "x"})
+    assert "no number" in estimate(researcher, digest, **{"c1.from": "nan"})
+    assert "no number" in estimate(researcher, digest, **{"c1.from": "inf"})
+    assert "did you mean 'female'" in estimate(researcher, digest, **{"c0.in": "femal"})
+    assert "cannot be read" in estimate(researcher, digest, where="age >")
+
+
+def test_without_a_script_the_count_is_a_page_that_keeps_what_was_entered(researcher, scenario) -> None:
+    digest = scenario.release().digest
+    fields = {"c0.in": "female", "c1.from": "31", "c2.is": "yes", "c2.missing": "present", "seed": "77"}
+    page = researcher.send("/cohorts/estimate", 200, release=digest, num_patients="123", **fields).text
+    assert 'value="female" checked' in page
+    for value in ("31", "77", "123"):
+        assert f'value="{value}"' in page
+    assert 'name="c2.is" value="yes" checked' in page
+    assert 'value="present" selected' in page
+    assert "The first 20" in page
+
+
+def test_a_cohort_from_the_form_is_the_apis(researcher, api, scenario) -> None:
+    release = scenario.release()
+    columns = ["sex", "age"]
+    fields = {
+        "c0.in": ["female", "male"],
+        "c1.from": "60",
+        "seed": "7",
+        "formats": ["csv"],
+        "columns": columns,
+    }
+    to = researcher.send("/cohorts", release=release.digest, num_patients="1,200", **fields).headers[
+        "location"
+    ]
+    cohort = cohorts.get_cohort(scenario.store, to.rpartition("/")[2])
+    assert cohort.owner == "researcher"
+    assert cohort.request.num_patients == 1200
+    assert cohort.request.columns == ("sex", "age")
+    assert cohort.request.formats == ("csv",)
+    assert list(cohort.request.conditions) == [
+        {"column": "sex", "op": "in", "value": ["female", "male"]},
+        {"column": "age", "op": ">=", "value": 60},
+    ]
+    waiting = researcher.client.get(f"{to}/progress")
+    assert "0 of 1,200 patients" in words(waiting.text)
+    assert "hx-refresh" not in waiting.headers
+    assert f'hx-get="{to}/progress"' in researcher.see(to)
+    assert jobs.make_next(scenario.store)
+    assert researcher.client.get(f"{to}/progress").headers["hx-refresh"] == "true"
+    page = researcher.see(to)
+    assert "age at least 60" in words(page)
+    assert "hx-get" not in page
+    files = cohorts.get_cohort(scenario.store, cohort.id).files
+    for file in files:
+        assert file.sha256 in page
+        got = researcher.client.get(f"{to}/files/{file.name}")
+        assert got.content == api.get("researcher", f"/v1/cohorts/{cohort.id}/files/{file.name}").content
+    assert "certificate.json" in page
+
+
+def test_a_form_that_asks_for_the_impossible_comes_back_with_the_reason(researcher, scenario) -> None:
+    digest = scenario.release().digest
+    for fields, reason in (
+        ({"num_patients": "0"}, "between 1 and 10,000,000"),
+        ({"num_patients": "x"}, "no whole number"),
+        ({"num_patients": "9" * 400}, "no whole number"),
+        ({"num_patients": "5", "seed": "-1"}, "no whole number"),
+        ({"num_patients": "5", "where": "agee > 3"}, "did you mean 'age'"),
+        ({"num_patients": "5", "formats": []}, "name at least one"),
+        ({"num_patients": "5", "c1.from": "soon"}, "no number"),
+    ):
+        page = words(researcher.send("/cohorts", 422, release=digest, **{"formats": "csv", **fields}).text)
+        assert reason in page, fields
+    assert cohorts.list_cohorts(scenario.store, owner=None) == []
+
+
+def test_another_researchers_cohort_does_not_exist(api, researcher, operator, scenario) -> None:
+    digest = scenario.release().digest
+    to = researcher.send("/cohorts", release=digest, num_patients="5", formats="csv").headers["location"]
+    stranger = Person(api, "stranger")
+    for path in (to, f"{to}/progress", f"{to}/files/cohort.csv"):
+        stranger.see(path, 404)
+    stranger.send(f"{to}/cancel", 404)
+    assert to not in stranger.see("/cohorts")
+    assert to in operator.see("/cohorts")
+    researcher.send(f"{to}/cancel")
+    assert "Cancelled on request" in words(researcher.see(to))
+    researcher.send(f"{to}/cancel")
+
+
+def test_an_operator_does_not_get_a_researchers_files(researcher, operator, scenario) -> None:
+    digest = scenario.release().digest
+    to = researcher.send("/cohorts", release=digest, num_patients="5", formats="csv").headers["location"]
+    assert jobs.make_next(scenario.store)
+    assert "for the one who asked" in words(operator.see(to))
+    operator.see(f"{to}/files/cohort.csv", 403)
+
+
+def test_long_lists_come_in_pages(researcher, scenario) -> None:
+    digest = scenario.release().digest
+    for seed in range(23):
+        researcher.send("/cohorts", release=digest, num_patients="5", seed=str(seed), formats="csv")
+    first = researcher.see("/cohorts")
+    older = re.search(r'href="(/cohorts\?cursor=[^"]+)"', first)
+    assert older is not None
+    second = researcher.see(html.unescape(older[1]))
+    names = [re.findall(r"cohort-[0-9a-f]{12}(?=</code>)", page) for page in (first, second)]
+    assert [len(one) for one in names] == [20, 3]
+    assert len(set(names[0] + names[1])) == 23
+
+
+@pytest.fixture
+def started(operator, scenario) -> str:
+    scenario.register()
+    scenario.enrol()
+    return operator.send("/runs", study="heart").headers["location"]
+
+
+def test_an_operator_starts_watches_stops_and_resumes_a_run(api, operator, started: str, scenario) -> None:
+    run = started.rpartition("/")[2]
+    assert api.starter.started == [run]
+    assert "is queued" in words(operator.see("/runs"))
+    operator.send("/runs", 409, study="heart")
+    runs.start_running(scenario.store, run)
+    scenario.record(run, 1)
+    page = operator.see(started)
+    assert 'hx-trigger="every 2s"' in page
+    assert "two way" in words(page)
+    assert "round 1: 0.031" in page
+    assert "north accepted 1 1.62 4" in words(page)
+    operator.send(f"{started}/stop")
+    assert "Stop…" not in operator.see(started)
+    runs.finish_run(scenario.store, run, "stopped")
+    part = operator.client.get(f"{started}/monitor")
+    assert part.headers["hx-refresh"] == "true"
+    operator.send(f"{started}/stop", 409)
+    operator.send(f"{started}/resume")
+    assert api.starter.started == [run, run]
+
+
+def test_a_run_that_cannot_be_started_is_a_page_with_the_reason(api, operator, scenario) -> None:
+    scenario.register()
+    scenario.enrol()
+    api.starter.fails_with = "the SuperLink does not answer"
+    page = words(operator.send("/runs", 503, study="heart").text)
+    assert "the SuperLink does not answer" in page
+    assert "Wait a few seconds" in page
+
+
+def test_an_auditor_watches_a_run_and_has_no_buttons(auditor, started: str) -> None:
+    page = auditor.see(started)
+    assert "Stop…" not in page
+    assert "Start a run" not in auditor.see("/runs")
+
+
+def test_a_site_is_admitted_only_with_the_digits_of_its_own_key(operator, scenario, facts) -> None:
+    page = operator.send("/sites/invitations", 200, site="saint-mary", hours="5").text
+    text = re.search(r'class="digest invitation">([^<]+)<', page)
+    assert text is not None
+    assert text[1] not in operator.see("/sites")
+    invitation = Invitation.parse(html.unescape(text[1]))
+    key = SigningKey.generate(name="saint-mary")
+    policy = {"epsilon_per_study": "4.0", "epsilon_total": None, "max_delta": "1e-05"}
+    card = sites.SiteCard(
+        name="saint-mary", receipt_key=key.public.text, node_public_key="ecdsa AAAA", policy=policy
+    )
+    invitations.answer_invitation(
+        scenario.store, identifier=invitation.identifier, secret=invitation.secret, card=card
+    )
+    assert "Waiting for you saint-mary" in words(operator.see("/sites"))
+    digits = key.public.key_id().hex()
+    for wrong in ("", digits[:6], "00000000", digits[:-1] + "x"):
+        operator.send("/sites/saint-mary/approve", 422, key=wrong)
+    assert sites.list_sites(scenario.store) == []
+    operator.send("/sites/saint-mary/approve", key=digits.upper())
+    assert sites.get_site(scenario.store, "saint-mary").state == "enrolled"
+    operator.send("/sites/saint-mary/state", state="suspended")
+    assert "Take back" in operator.see("/sites")
+    operator.send("/sites/saint-mary/state", 422, state="left")
+    for fields in ({"site": "Ünï"}, {"site": "x", "hours": "9999"}, {"site": "x", "hours": "soon"}):
+        operator.send("/sites/invitations", 422, **fields)
+
+
+def test_spends_are_the_newest_of_every_site(auditor, scenario) -> None:
+    scenario.release()
+    assert [(one.site, one.spent_epsilon) for one in study_spends(scenario.store)] == [
+        (name, "1.875") for name in sorted(scenario.keys)
+    ]
+    page = words(auditor.see("/spends"))
+    assert "budget ε 4, δ 1e-05" in page
+    assert "south 1.88 4 1e-05" in page
+    assert "south 4 10 1e-05" in page  # the site's own caps
+
+
+def test_the_ledger_page_proves_what_it_shows(auditor, scenario) -> None:
+    scenario.release()
+    scenario.countersign()
+    page = words(auditor.see("/ledger"))
+    assert scenario.store.key.public.text in page
+    assert "fedtwin audit verify ledger.zip" in page
+    assert "4: the coordinator's and 3 of sites" in page
+    total = ledger_store.num_entries(scenario.store)
+    for index, stored in enumerate(ledger_store.read_entries(scenario.store)):
+        text = auditor.see(f"/ledger/entries/{index}")
+        path = re.findall(r"<li><code class=\"digest\">([0-9a-f]{64})", text)
+        root = re.search(r"<dt>Root</dt><dd><code class=\"digest\">([0-9a-f]{64})", text)
+        assert root is not None
+        verify_inclusion(
+            leaf=leaf_hash(stored.data),
+            index=index,
+            size=total,
+            proof=[bytes.fromhex(one) for one in path],
+            root=bytes.fromhex(root[1]),
+        )
+        assert f"Entry {index}: {stored.entry.kind}" in words(text)
+    auditor.see(f"/ledger/entries/{total}", 404)
+    auditor.see("/ledger/entries/x", 422)
+    receipt = next(one for one in ledger_store.read_entries(scenario.store) if one.entry.kind == "receipt")
+    assert "spend_epsilon" in auditor.see(f"/ledger/entries/{receipt.index}")
+    export = auditor.client.get("/ledger/export")
+    assert zipfile.ZipFile(BytesIO(export.content)).testzip() is None
