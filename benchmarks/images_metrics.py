@@ -48,7 +48,7 @@ class Classifier(nn.Sequential):
     def outputs(self, images: Tensor, *, features: bool = False) -> Tensor:
         """Logits or features of uint8 images."""
         self.eval()
-        layers = self[:-1] if features else self
+        layers = nn.Sequential(*list(self)[:-1]) if features else self
         found = []
         for part in images.split(1000):
             with torch.autocast("cpu", torch.bfloat16):
