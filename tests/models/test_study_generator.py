@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -134,3 +136,10 @@ def test_the_released_arrays_are_the_generator(fitted):
     only_rows = {name: array for name, array in arrays.items() if not name.startswith("image.")}
     with pytest.raises(GeneratorError, match="image"):
         StudyGenerator.from_arrays(only_rows, study)
+
+
+def test_the_guides_study_can_be_used():
+    page = Path(__file__).parents[2] / "docs" / "pictures.md"
+    study = Study.from_toml(page.read_text().partition("```toml\n")[2].partition("```")[0])
+    assert study.modality == "table and image"
+    assert Measurement.of(study).image.cardinalities == (2, 5)
