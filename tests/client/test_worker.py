@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.object_store import ObjectStoreFactory
-from flwr.supercore.run import Run
+from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
@@ -26,6 +27,7 @@ from flwr.supernode.start_client_internal import _insert_message
 from client import flower_adapter as adapter
 from client.flower_adapter import TaskHead, TaskSource, make_app
 from client.home import SiteHome
+from client.interruption import Interruption
 from client.record import Record
 from client.worker import FOREIGN_APP, note_foreign_app, run_worker
 from models.exchange import APP_REFUSED_CODE, RECORD_NAME, RoundReply, RoundRequest
@@ -98,6 +100,7 @@ class Site:
         self.stop_event = threading.Event()
         self.thread = threading.Thread(target=self.serve)
         self.handle: Callable[[RoundRequest], None] = self.handled.append
+        self.interruption = Interruption()
 
     def serve(self) -> None:
         run_worker(
@@ -105,6 +108,7 @@ class Site:
             make_app(lambda body, payload: self.answer(RoundRequest.decode(body, payload)).encode()),
             allowed_apps=lambda: self.allowed,
             on_refused=self.refused.append,
+            interruption=self.interruption,
             stop_event=self.stop_event,
         )
 
@@ -312,3 +316,95 @@ def test_a_task_that_is_being_answered_is_not_dropped(site: Site, supernode: Sup
     wait_for(lambda: supernode.state.get_tasks(statuses=["running"]))
     adapter._whole(lambda state: None)(state=supernode.state)
     assert not supernode.reply().has_error()
+
+
+def compute_until_interrupted(site: Site) -> Callable[[RoundRequest], None]:
+    def compute(request: RoundRequest) -> None:
+        site.handled.append(request)
+        for _ in range(2000):
+            site.interruption.check()
+            time.sleep(0.005)
+
+    return compute
+
+
+class Loop:
+    """What Flower's loop in a SuperNode does after it has received a message, with a run that may end."""
+
+    def __init__(self, supernode: SuperNode) -> None:
+        self.runs = True
+        self.asked = 0
+        self.sent: list[Message] = []
+        self._supernode = supernode
+        self._pace = adapter._Pace()
+        watching = adapter._WhileRunning(self._pace)
+        watching.receiving(lambda **_: RUN)(get_run=self.get_run)
+        self._reply = watching.replying(self._wait)
+
+    def get_run(self, run_id: int) -> None:
+        self.asked += 1
+        if not self.runs:
+            raise RunNotRunningException
+
+    def _wait(self, *, state: Any, object_store: object) -> None:
+        while not (found := state.get_messages_legacy(is_reply=True)):
+            self._pace.sleep(0.5)
+        self.sent += found
+
+    def serve(self) -> threading.Thread:
+        store = self._supernode.factory.objectstore_factory.store()
+        thread = threading.Thread(
+            target=self._reply, kwargs={"state": self._supernode.state, "object_store": store}
+        )
+        thread.start()
+        return thread
+
+
+def test_a_round_whose_run_has_ended_is_given_up_and_the_next_one_served(
+    site: Site, supernode: SuperNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "_HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(adapter, "_RUN_CHECK_SECONDS", 0.1)
+    site.handle = compute_until_interrupted(site)
+    site.thread.start()
+    supernode.deliver(*REQUEST.encode())
+    loop = Loop(supernode)
+    serving = loop.serve()
+    wait_for(lambda: site.handled and loop.asked > 2)
+    loop.runs = False
+    serving.join(5)
+    assert not serving.is_alive()
+    assert loop.sent == []
+    assert not supernode.state.get_tasks(statuses=["pending", "starting", "running"])
+    assert not supernode.state.get_messages_legacy()
+    wait_for(lambda: not (site.home.state / "task-in-hand.json").exists(), 5)
+    site.handle, loop.runs = site.handled.append, True
+    supernode.deliver(*REQUEST.encode())
+    loop.serve().join(5)
+    assert [one.has_error() for one in loop.sent] == [False]
+
+
+def test_a_supernode_that_was_restarted_does_not_end_the_round_in_hand(
+    site: Site, home: SiteHome, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(adapter, "_HEARTBEAT_SECONDS", 0.1)
+    done = threading.Event()
+
+    def compute(request: RoundRequest) -> None:
+        for _ in range(100):
+            site.interruption.check()
+            time.sleep(0.01)
+        done.set()
+
+    site.handle = compute
+    first = SuperNode(home)
+    site.thread.start()
+    first.deliver(*REQUEST.encode())
+    wait_for(lambda: first.state.get_tasks(statuses=["running"]))
+    first.stop()
+    wait_for(lambda: "the SuperNode is away" in caplog.text)
+    second = SuperNode(home)
+    try:
+        wait_for(done.is_set, 30)
+    finally:
+        second.stop()
