@@ -23,6 +23,7 @@ from privacy.ledger import CohortDrawn
 from server import ledger_store
 from server.errors import ConflictError, InvalidError, NotFoundError
 from server.releases import get_release
+from server.row_quotas import quota_in, require_rows
 from server.store import Store
 from server.studies import get_study
 from server.tables import CohortRow, CohortState
@@ -36,6 +37,8 @@ Format = Literal["csv", "parquet", "jsonl", "fhir", "omop", "png", "dicom", "zip
 FORMATS: tuple[Format, ...] = get_args(Format)
 DEFAULT_FORMATS: tuple[Format, ...] = ("csv", "parquet")
 OPEN_STATES = ("queued", "running")
+# As it is told: the files of a completed cohort are removed after a while.
+ToldState = CohortState | Literal["expired"]
 
 
 class ClaimLostError(Exception):
@@ -113,12 +116,16 @@ class CohortFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
-    """A cohort as it stands. `request.seed` is always there: one was drawn if none was asked for."""
+    """A cohort as it stands. `request.seed` is always there: one was drawn if none was asked for.
+
+    Attributes:
+        expires_at: when the files of a completed cohort are removed; its certificate and ledger entry stay.
+    """
 
     id: str
     owner: str
     request: CohortRequest
-    state: CohortState
+    state: ToldState
     patients_done: int
     cancel_requested: bool
     reason: str
@@ -129,13 +136,21 @@ class Cohort:
     created_at: dt.datetime
     started_at: dt.datetime | None
     ended_at: dt.datetime | None
+    expires_at: dt.datetime | None
 
     @property
     def percent(self) -> float:
         """0 to 100; 100 only when everything is written."""
-        if self.state == "completed":
+        if self.state in ("completed", "expired"):
             return 100.0
         return min(99.0, 100.0 * self.patients_done / self.request.num_patients)
+
+    def eta_seconds(self, now: dt.datetime) -> float | None:
+        """Seconds until a running cohort is completed, by how fast it went so far."""
+        if self.state != "running" or not self.patients_done or self.started_at is None:
+            return None
+        elapsed = max(0.0, (now - self.started_at).total_seconds())
+        return round(elapsed * (self.request.num_patients - self.patients_done) / self.patients_done, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,15 +162,24 @@ class Claim:
 
 
 def create_cohort(
-    store: Store, request: CohortRequest, *, owner: str, idempotency_key: str | None = None
+    store: Store,
+    request: CohortRequest,
+    *,
+    owner: str,
+    idempotency_key: str | None = None,
+    rows_per_day: int | None = None,
 ) -> Cohort:
     """Queue a cohort; the same idempotency key of the same owner gives back the first one.
+
+    Args:
+        rows_per_day: the owner's quota where it is not the usual one (`Allowances.rows_per_day`).
 
     Raises:
         NotFoundError: no such release.
         ConflictError: the release is not published.
         InvalidError: a condition that cannot be read, an unknown column, a format that this release cannot be given
             in, or the idempotency key stands for another request.
+        QuotaExceededError: more patients than the owner may still ask for today.
     """
     from server.exports.context import ExportContext  # exports speak of requests
     from server.exports.formats import chosen_formats
@@ -175,8 +199,8 @@ def create_cohort(
         raise InvalidError("conditions", str(error)) from error
     chosen_formats(request.formats, ExportContext.of(release, study, request))
     with store.database.write() as session:
+        store.database.lock(session, "cohorts")
         if idempotency_key is not None:
-            store.database.lock(session, "cohorts")
             query = select(CohortRow).where(
                 CohortRow.owner == owner, CohortRow.idempotency_key == idempotency_key
             )
@@ -187,7 +211,8 @@ def create_cohort(
                         "Idempotency-Key",
                         f"this Idempotency-Key stands for another request, cohort {known.id}",
                     )
-                return _cohort(known)
+                return _cohort(store, known)
+        require_rows(quota_in(store, session, owner, rows_per_day=rows_per_day), request.num_patients)
         row = CohortRow(
             id=f"cohort-{secrets.token_hex(6)}",
             owner=owner,
@@ -204,7 +229,7 @@ def create_cohort(
         )
         session.add(row)
         session.flush()
-        return _cohort(row)
+        return _cohort(store, row)
 
 
 def get_cohort(store: Store, cohort_id: str) -> Cohort:
@@ -214,7 +239,7 @@ def get_cohort(store: Store, cohort_id: str) -> Cohort:
         NotFoundError: there is none.
     """
     with store.database.read() as session:
-        return _cohort(_row(session, cohort_id))
+        return _cohort(store, _row(session, cohort_id))
 
 
 def list_cohorts(
@@ -230,7 +255,7 @@ def list_cohorts(
             (CohortRow.created_at < at) | ((CohortRow.created_at == at) & (CohortRow.id < last))
         )
     with store.database.read() as session:
-        return [_cohort(row) for row in session.scalars(query)]
+        return [_cohort(store, row) for row in session.scalars(query)]
 
 
 def cancel_cohort(store: Store, cohort_id: str) -> Cohort:
@@ -243,14 +268,14 @@ def cancel_cohort(store: Store, cohort_id: str) -> Cohort:
     with store.database.write() as session:
         row = _row(session, cohort_id, lock=True)
         if row.state == "cancelled":
-            return _cohort(row)
+            return _cohort(store, row)
         if row.state not in OPEN_STATES:
             raise ConflictError(
                 f"cohort {cohort_id!r} is {row.state}; only a queued or running one can be cancelled"
             )
         row.cancel_requested = True
         _end(store, row, "cancelled", "cancelled on request")
-        return _cohort(row)
+        return _cohort(store, row)
 
 
 def has_work(store: Store) -> bool:
@@ -280,7 +305,7 @@ def claim_next(store: Store) -> Claim | None:
         row.claim, row.claimed_until = secrets.token_hex(16), now + CLAIM_TIME
         row.attempts += 1
         row.patients_done = 0
-        return Claim(cohort=_cohort(row), token=row.claim)
+        return Claim(cohort=_cohort(store, row), token=row.claim)
 
 
 def report_patients(store: Store, claim: Claim, done: int) -> None:
@@ -347,6 +372,24 @@ def complete_in(store: Store, row: CohortRow, certificate: Mapping[str, Any]) ->
     """End a job as completed, inside the caller's transaction."""
     row.certificate, row.patients_done = dict(certificate), row.num_patients
     _end(store, row, "completed", "")
+    row.expires_at = store.clock() + store.allowances.keep_cohorts
+
+
+def list_expired(store: Store, *, limit: int = 100) -> list[str]:
+    """Ids of cohorts whose files are to be removed."""
+    query = (
+        select(CohortRow.id)
+        .where(CohortRow.expires_at <= store.clock(), CohortRow.removed_at.is_(None))
+        .limit(limit)
+    )
+    with store.database.read() as session:
+        return list(session.scalars(query))
+
+
+def mark_removed(store: Store, cohort_id: str) -> None:
+    """Say that a cohort's files are gone."""
+    with store.database.write() as session:
+        _row(session, cohort_id, lock=True).removed_at = store.clock()
 
 
 def _in_order(columns: tuple[str, ...], schema: StudySchema) -> tuple[str, ...]:
@@ -383,8 +426,9 @@ def _row(session: Session, cohort_id: str, *, lock: bool = False) -> CohortRow:
     return row
 
 
-def _cohort(row: CohortRow) -> Cohort:
+def _cohort(store: Store, row: CohortRow) -> Cohort:
     asked = row.request["asked"]
+    gone = row.removed_at is not None or (row.expires_at is not None and row.expires_at <= store.clock())
     return Cohort(
         id=row.id,
         owner=row.owner,
@@ -396,7 +440,7 @@ def _cohort(row: CohortRow) -> Cohort:
             columns=tuple(asked["columns"]),
             formats=tuple(asked["formats"]),
         ),
-        state=row.state,
+        state="expired" if gone else row.state,
         patients_done=row.patients_done,
         cancel_requested=row.cancel_requested,
         reason=row.reason,
@@ -407,4 +451,5 @@ def _cohort(row: CohortRow) -> Cohort:
         created_at=row.created_at,
         started_at=row.started_at,
         ended_at=row.ended_at,
+        expires_at=row.expires_at,
     )

@@ -34,3 +34,15 @@ class InvalidError(ServerError):
     def __init__(self, field: str, message: str) -> None:
         self.field = field
         super().__init__(message)
+
+
+class QuotaExceededError(InvalidError):
+    """More was asked for than is left of an allowance.
+
+    Attributes:
+        retry_after_seconds: then there is a new one.
+    """
+
+    def __init__(self, field: str, message: str, *, retry_after_seconds: int) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__(field, message)

@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from server.studies import get_study
 
 IDLE_SECONDS = 0.3
 PART_PATIENTS = 5_000
+CLEARING_SECONDS = 60.0
 
 log = logging.getLogger("fedtwin.jobs")
 
@@ -129,9 +131,26 @@ def describe(name: str, data: bytes, media_type: str) -> CohortFile:
     return CohortFile(name=name, num_bytes=len(data), sha256=sha256, media_type=media_type)
 
 
+def remove_expired(store: Store) -> int:
+    """Remove the files of cohorts that expired; the certificate, in the database, and the ledger entry stay."""
+    expired = cohorts.list_expired(store)
+    for cohort in expired:
+        shutil.rmtree(store.cohorts / cohort, ignore_errors=True)
+        if (store.cohorts / cohort).exists():
+            log.error("the files of cohort %s expired and cannot be removed", cohort)
+            continue
+        cohorts.mark_removed(store, cohort)
+        log.info("the files of cohort %s expired and are removed", cohort)
+    return len(expired)
+
+
 def work(store: Store, stopped: threading.Event) -> None:
     """Take jobs until `stopped`."""
+    looked = -CLEARING_SECONDS
     while not stopped.is_set():
+        if time.monotonic() - looked >= CLEARING_SECONDS:
+            looked = time.monotonic()
+            remove_expired(store)
         if not cohorts.has_work(store) or not make_next(store):
             stopped.wait(IDLE_SECONDS)
 

@@ -7,7 +7,7 @@ folder is named by their own. There is no gate yet: every release says that none
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,11 +117,14 @@ def list_releases(
     limit: int = 50,
     before: tuple[dt.datetime, str] | None = None,
     states: tuple[str, ...] | None = None,
+    studies: Collection[str] | None = None,
 ) -> list[Release]:
-    """Releases, newest first; `before` is (created_at, digest) of the last one already seen."""
+    """Releases, newest first, of these states and studies; `before` is (created_at, digest) of the last one seen."""
     query = select(ReleaseRow).order_by(ReleaseRow.created_at.desc(), ReleaseRow.digest.desc()).limit(limit)
     if states is not None:
         query = query.where(ReleaseRow.state.in_(states))
+    if studies is not None:
+        query = query.where(ReleaseRow.study.in_(studies))
     if before is not None:
         at, last = before
         query = query.where(

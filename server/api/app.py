@@ -16,7 +16,10 @@ from server.api import (
     cohorts,
     health,
     invitations,
+    keys,
     ledger,
+    oauth,
+    previews,
     problems,
     releases,
     run_events,
@@ -26,10 +29,12 @@ from server.api import (
     studies,
 )
 from server.api.limits import RequestLimits
+from server.api.metering import RequestMeter
 from server.api.pages.mount import PagesBesideApi, create_pages
 from server.api.starter import FlowerStarter, RunStarter
 from server.federation_facts import FederationFacts
 from server.home import CoordinatorHome
+from server.previews import Previewer
 from server.store import Store
 
 DESCRIPTION = """
@@ -54,6 +59,7 @@ TAGS = [
     {"name": "releases", "description": "Published generators: data dictionary, budgets, limits of use."},
     {"name": "cohorts", "description": "Synthetic patients from a release, with a certificate."},
     {"name": "ledger", "description": "The append-only log that an auditor verifies offline."},
+    {"name": "keys", "description": "API keys: scopes, quotas, rotation, revocation, short-lived tokens."},
     {"name": "health", "description": "Whether the coordinator works."},
 ]
 
@@ -85,12 +91,15 @@ def create_app(
         watch = threading.Thread(target=flower.watch, args=(stopped,), name="federation-watch", daemon=True)
         starter = flower
 
+    previewer = Previewer(seconds=store.allowances.preview_seconds)
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         if watch is not None:
             watch.start()
         yield
         stopped.set()
+        previewer.close()
         if watch is not None:
             watch.join(timeout=5)
         store.close()
@@ -110,6 +119,9 @@ def create_app(
     app.state.starter = starter
     app.state.facts = facts or (None if home is None else FederationFacts.of(home))
     app.state.wrong_answers = invitations.WrongAnswers()
+    app.state.previewer = previewer
+    app.state.wrong_secrets = invitations.WrongAnswers()
+    app.state.meter = RequestMeter(store.allowances.requests_per_minute)
     app.state.streams = run_events.StreamSlots()
     problems.install(app)
     app.add_middleware(RequestLimits)
@@ -122,8 +134,11 @@ def create_app(
         runs,
         run_events,
         releases,
+        previews,
         cohorts,
         ledger,
+        keys,
+        oauth,
         health,
     ):
         app.include_router(feature.router)

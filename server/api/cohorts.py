@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
 import json
 from typing import Annotated, Any
@@ -14,13 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from privacy.cohort_certificate import CERTIFICATE_FILE
 from server import cohorts
 from server.api.auth import OperatorOrResearcher, StoreDep
+from server.api.conditional import NOT_MODIFIED, has_already, validators
+from server.api.metering import tell_rows
 from server.api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
 from server.api.problems import ProblemError, responses
+from server.api.ranges import keep_range
 from server.api.releases import visible_release
 from server.cohorts import FORMATS, MAX_CONDITIONS, MAX_PATIENTS, MAX_SEED, Cohort, Format
 from server.errors import NotFoundError
 from server.keys import ApiKey
 from server.provenance import certificate_bytes
+from server.row_quotas import row_quota
 from server.store import Store
 
 router = APIRouter(prefix="/v1/cohorts", tags=["cohorts"])
@@ -78,7 +81,9 @@ class CohortOut(BaseModel):
 
     id: str = Field(examples=["cohort-3f2a9c01d4e5"])
     owner: str
-    state: str = Field(examples=["running"])
+    state: str = Field(
+        examples=["running"], description="queued, running, completed, failed, cancelled or expired."
+    )
     release: str
     num_patients: int
     seed: int
@@ -94,6 +99,9 @@ class CohortOut(BaseModel):
     created_at: dt.datetime
     started_at: dt.datetime | None
     ended_at: dt.datetime | None
+    expires_at: dt.datetime | None = Field(
+        description="When the files are removed; the certificate and the ledger entry stay."
+    )
 
 
 IdempotencyKey = Annotated[
@@ -109,6 +117,7 @@ IdempotencyKey = Annotated[
 
 @router.post("", status_code=202, summary="Request a cohort", responses=responses(404, 409))
 def create_cohort(
+    request: Request,
     wanted: CohortIn,
     key: OperatorOrResearcher,
     store: StoreDep,
@@ -117,11 +126,12 @@ def create_cohort(
 ) -> CohortOut:
     """Queue synthetic patients from a published release; follow the cohort at its `Location`.
 
-    Sampling is post-processing: it costs no privacy budget.
+    Sampling is post-processing: it costs no privacy budget. It costs rows of your quota for the day, which the
+    `RateLimit` headers tell.
     """
     visible_release(store, key, wanted.release)
     conditions = [wanted.conditions] if isinstance(wanted.conditions, str) else wanted.conditions
-    request = cohorts.CohortRequest(
+    asked = cohorts.CohortRequest(
         release=wanted.release,
         num_patients=wanted.num_patients,
         seed=wanted.seed,
@@ -129,7 +139,12 @@ def create_cohort(
         columns=tuple(wanted.columns),
         formats=tuple(wanted.formats),
     )
-    cohort = cohorts.create_cohort(store, request, owner=key.owner, idempotency_key=idempotency_key)
+    try:
+        cohort = cohorts.create_cohort(
+            store, asked, owner=key.owner, idempotency_key=idempotency_key, rows_per_day=key.rows_per_day
+        )
+    finally:
+        tell_rows(request, row_quota(store, key.owner, rows_per_day=key.rows_per_day))
     response.headers["Location"] = f"/v1/cohorts/{cohort.id}"
     return _out(store, cohort)
 
@@ -158,45 +173,61 @@ def cancel_cohort(cohort_id: str, key: OperatorOrResearcher, store: StoreDep) ->
     return _out(store, cohorts.cancel_cohort(store, cohort_id))
 
 
+FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file; ranges are served.", "content": {"application/octet-stream": {}}},
+    206: {"description": "The range.", "content": {"application/octet-stream": {}}},
+    **NOT_MODIFIED,
+    **responses(404, 409, 410, 416),
+}
+
+
 @router.get(
     "/{cohort_id}/files/{name:path}",
     summary="Download a file",
     response_class=Response,
-    responses={
-        200: {"description": "The file; ranges are served.", "content": {"application/octet-stream": {}}},
-        304: {"description": "You have it already."},
-        **responses(404, 409),
-    },
+    responses=FILE_ANSWERS,
+)
+@router.head(
+    "/{cohort_id}/files/{name:path}",
+    summary="Ask about a file",
+    response_class=Response,
+    responses=FILE_ANSWERS,
 )
 def get_file(
     cohort_id: str, name: str, key: OperatorOrResearcher, store: StoreDep, request: Request
 ) -> Response:
-    """A file of a completed cohort; `ETag` and `Repr-Digest` carry its SHA-256."""
+    """A file of a completed cohort; `ETag` and `Repr-Digest` carry its SHA-256.
+
+    A cohort's certificate stays when its files have expired.
+    """
     cohort = _visible(store, key, cohort_id)
     if key.owner != cohort.owner:
         raise ProblemError(403, "forbidden", "a cohort's files are for the one who asked for it")
-    if cohort.state != "completed":
+    if cohort.state not in ("completed", "expired"):
         raise ProblemError(409, "conflict", f"cohort {cohort.id} is {cohort.state}; it has no files")
     file = next((one for one in cohort.files if one.name == name), None)
     if file is None:
         raise NotFoundError("file", name, [one.name for one in cohort.files])
-    headers = {
-        "ETag": f'"{file.sha256}"',
-        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(file.sha256)).decode()}:",
-        "Cache-Control": "private, no-cache",
-        "X-Content-Type-Options": "nosniff",
-    }
-    if _has_already(request.headers.get("if-none-match"), headers["ETag"]):
+    headers = {**validators(file.sha256), "X-Content-Type-Options": "nosniff"}
+    if has_already(request, headers):
         return Response(status_code=304, headers=headers)
     if name == CERTIFICATE_FILE and cohort.certificate is not None:
         return Response(certificate_bytes(cohort.certificate), media_type=file.media_type, headers=headers)
-    path = store.cohorts / cohort.id / file.name
+    if cohort.state == "expired":
+        raise ProblemError(
+            410,
+            "gone",
+            f"the files of cohort {cohort.id} expired on {cohort.expires_at:%Y-%m-%d}; ask for it again with seed "
+            f"{cohort.request.seed} and you get the same bytes",
+        )
+    path = store.cohorts.joinpath(cohort.id, *file.name.split("/"))
     if not path.is_file():
         raise NotFoundError("file", name, [])
+    keep_range(request, size=file.num_bytes, etag=headers["ETag"])
     return FileResponse(
         path,
         media_type=file.media_type,
-        filename=f"{cohort.id}-{file.name}",
+        filename=f"{cohort.id}-{file.name.replace('/', '-')}",
         headers=headers,
     )
 
@@ -209,19 +240,7 @@ def _visible(store: Store, key: ApiKey, cohort_id: str) -> Cohort:
     return cohort
 
 
-def _has_already(condition: str | None, etag: str) -> bool:
-    if condition is None:
-        return False
-    tags = [tag.strip().removeprefix("W/") for tag in condition.split(",")]
-    return "*" in tags or etag in tags
-
-
 def _out(store: Store, cohort: Cohort) -> CohortOut:
-    eta = None
-    if cohort.state == "running" and cohort.patients_done and cohort.started_at is not None:
-        elapsed = (store.clock() - cohort.started_at).total_seconds()
-        left = cohort.request.num_patients - cohort.patients_done
-        eta = round(max(0.0, elapsed) * left / cohort.patients_done, 1)
     return CohortOut(
         id=cohort.id,
         owner=cohort.owner,
@@ -234,7 +253,7 @@ def _out(store: Store, cohort: Cohort) -> CohortOut:
         formats=list(cohort.request.formats),
         percent=round(cohort.percent, 1),
         patients_done=cohort.patients_done,
-        eta_seconds=eta,
+        eta_seconds=cohort.eta_seconds(store.clock()),
         reason=cohort.reason,
         files=[
             FileOut(
@@ -252,4 +271,5 @@ def _out(store: Store, cohort: Cohort) -> CohortOut:
         created_at=cohort.created_at,
         started_at=cohort.started_at,
         ended_at=cohort.ended_at,
+        expires_at=cohort.expires_at,
     )

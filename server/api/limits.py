@@ -16,7 +16,10 @@ _ENCODED_NUL = re.compile(rb"%00")
 
 
 class RequestLimits:
-    """Refuses bodies beyond the limit, compressed bodies, and addresses that hold a NUL or are not UTF-8."""
+    """Refuses bodies beyond the limit, compressed bodies, and addresses that hold a NUL or are not UTF-8.
+
+    What `request.state.answer_headers` holds is added to the answer, whatever kind of answer it is.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -42,7 +45,18 @@ class RequestLimits:
                     raise HTTPException(413, _too_large(limit).detail)
             return message
 
-        await self._app(scope, counted, send)
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                more: dict[str, str] = scope.get("state", {}).get("answer_headers", {})
+                known = {name.lower() for name, _ in message.get("headers", ())}
+                added = [(name.lower().encode(), value.encode()) for name, value in more.items()]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    *(one for one in added if one[0] not in known),
+                ]
+            await send(message)
+
+        await self._app(scope, counted, told)
 
 
 def _refuse_head(scope: Scope, limit: int) -> ProblemError | None:

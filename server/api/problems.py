@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from models.study import StudyError
 from privacy.merkle import LedgerVerificationError
-from server.errors import ConflictError, InvalidError, NotFoundError
+from server.errors import ConflictError, InvalidError, NotFoundError, QuotaExceededError
 from server.store import StoredFileError
 
 MEDIA_TYPE = "application/problem+json"
@@ -80,7 +80,10 @@ TITLES = {
     "conflict": "Not possible in the present state",
     "too-large": "Request too large",
     "unsupported-media-type": "Media type not supported",
-    "too-many": "Too many wrong answers",
+    "too-many": "Too many requests",
+    "quota": "Quota used up",
+    "gone": "No longer there",
+    "range": "Range not satisfiable",
     "unavailable": "Not available now",
     "internal": "Internal error",
 }
@@ -109,16 +112,18 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         403: "The key's role may not do this.",
         404: "There is no such thing, or it is somebody else's.",
         409: "It does not fit the present state.",
+        410: "Its files were removed when it expired.",
         413: "The request's body is too large.",
         415: "The request's media type is not supported.",
-        429: "Too many wrong answers; wait as Retry-After says.",
+        416: "The range lies behind the file's end.",
+        429: "Too many requests, wrong answers or rows; wait as Retry-After says.",
         422: "A field has a value that it cannot have; `errors` names each.",
         503: "A part of the coordinator does not answer.",
     }
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {
         status: {"description": described[status], "content": content}
-        for status in sorted({400, 401, 403, 413, 422, *statuses})
+        for status in sorted({400, 401, 403, 413, 422, 429, *statuses})
     }
 
 
@@ -136,6 +141,13 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(ConflictError)
     def _conflict(_request: Request, error: ConflictError) -> JSONResponse:
         return problem_response(ProblemError(409, "conflict", str(error)))
+
+    @app.exception_handler(QuotaExceededError)
+    def _quota(_request: Request, error: QuotaExceededError) -> JSONResponse:
+        headers = {"Retry-After": str(error.retry_after_seconds)}
+        return problem_response(
+            ProblemError(429, "quota", str(error), errors=[(error.field, str(error))], headers=headers)
+        )
 
     @app.exception_handler(InvalidError)
     def _invalid(_request: Request, error: InvalidError) -> JSONResponse:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import datetime as dt
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.study import Study
 from server import releases, studies
 from server.api.auth import AnyRole, Operator, StoreDep
+from server.api.conditional import NOT_MODIFIED, json_answer
 from server.api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
 from server.api.problems import responses
 from server.api.runs import SpendOut, spend_out
+from server.cohorts import CohortRequest
 from server.errors import NotFoundError
+from server.exports.context import ExportContext
+from server.exports.formats import FORMATS
 from server.keys import ApiKey
 from server.spends import run_spends
 from server.store import Store
+from server.tables import ReleaseState
 
 router = APIRouter(prefix="/v1/releases", tags=["releases"])
 Digest = Annotated[str, Path(description="`sha256:` and 64 hexadecimal digits.", max_length=71)]
@@ -53,6 +58,15 @@ class ReleaseOut(BaseModel):
     created_at: dt.datetime
 
 
+class FormatOut(BaseModel):
+    """A format that cohorts of the release can be had in, or the reason why not."""
+
+    name: str = Field(examples=["fhir"])
+    title: str = Field(examples=["FHIR R4 NDJSON"])
+    missing: str | None = Field(description="Why it cannot be given; null where it can.")
+    columns_left_out: dict[str, str] = Field(description="Columns that it cannot carry, and why.")
+
+
 class ReleaseDetail(ReleaseOut):
     """A release with its data dictionary, its budgets and its limits."""
 
@@ -68,6 +82,7 @@ class ReleaseDetail(ReleaseOut):
     columns: list[ColumnOut]
     label: str | None
     scores: dict[str, Any] = Field(description="From noisy statistics only.")
+    formats: list[FormatOut]
     limits_of_use: list[str]
     reason: str
     ledger_index: int | None
@@ -82,28 +97,53 @@ class Reason(BaseModel):
     reason: str = Field(default="", max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")
 
 
-@router.get("", summary="List releases", responses=responses())
+@router.get(
+    "", summary="List releases", response_model=Page[ReleaseOut], responses={**NOT_MODIFIED, **responses()}
+)
 def list_releases(
-    key: AnyRole, store: StoreDep, limit: Limit = 50, cursor: Cursor = None
-) -> Page[ReleaseOut]:
+    request: Request,
+    key: AnyRole,
+    store: StoreDep,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    q: Annotated[
+        str | None, Query(max_length=200, description="Words that its study's texts or columns hold.")
+    ] = None,
+    study: Annotated[str | None, Query(max_length=128, description="Only this study's.")] = None,
+    modality: Annotated[str | None, Query(max_length=40, examples=["table"])] = None,
+    column: Annotated[
+        str | None, Query(max_length=128, description="Only with a column of this name.")
+    ] = None,
+    state: ReleaseState | None = None,
+) -> Response:
     """Releases, newest first. Researchers see what was published; operators and auditors see all."""
+    seen = SEEN_BY_RESEARCHERS if key.role == "researcher" else None
+    states = seen if state is None else tuple(one for one in (state,) if seen is None or one in seen)
+    matching = None
+    if any(wanted is not None for wanted in (q, study, modality, column)):
+        matching = [
+            kept.study.name
+            for kept in studies.list_studies(store)
+            if _matches(kept.study, q=q, name=study, modality=modality, column=column)
+        ]
     found = releases.list_releases(
-        store,
-        limit=limit + 1,
-        before=decode_cursor(cursor),
-        states=SEEN_BY_RESEARCHERS if key.role == "researcher" else None,
+        store, limit=limit + 1, before=decode_cursor(cursor), states=states, studies=matching
     )
     more = encode_cursor(found[limit - 1].created_at, found[limit - 1].digest) if len(found) > limit else None
     known = {name: studies.get_study(store, name).study for name in {one.study for one in found[:limit]}}
-    return Page(
-        items=[ReleaseOut(**_fields(one, known[one.study])) for one in found[:limit]], next_cursor=more
-    )
+    items = [ReleaseOut(**_fields(one, known[one.study])) for one in found[:limit]]
+    return json_answer(request, Page[ReleaseOut](items=items, next_cursor=more))
 
 
-@router.get("/{digest}", summary="Show a release", responses=responses(404))
-def get_release(digest: Digest, key: AnyRole, store: StoreDep) -> ReleaseDetail:
+@router.get(
+    "/{digest}",
+    summary="Show a release",
+    response_model=ReleaseDetail,
+    responses={**NOT_MODIFIED, **responses(404)},
+)
+def get_release(request: Request, digest: Digest, key: AnyRole, store: StoreDep) -> Response:
     """Data dictionary, budgets and limits of use of a release."""
-    return _detail(store, visible_release(store, key, digest))
+    return json_answer(request, _detail(store, visible_release(store, key, digest)))
 
 
 @router.post("/{digest}/publish", summary="Publish a release", responses=responses(404, 409))
@@ -122,6 +162,21 @@ def withhold(digest: Digest, why: Reason, _key: Operator, store: StoreDep) -> Re
 def withdraw(digest: Digest, why: Reason, _key: Operator, store: StoreDep) -> ReleaseDetail:
     """Stop serving a release for good, with a ledger entry."""
     return _detail(store, releases.withdraw_release(store, digest, reason=why.reason))
+
+
+def _matches(
+    study: Study, *, q: str | None, name: str | None, modality: str | None, column: str | None
+) -> bool:
+    """Whether a study is one that is looked for; of `q` every word must occur."""
+    texts = [study.name, study.title, study.description]
+    texts += [text for one in study.table.columns for text in (one.name, one.title, one.description)]
+    held = " ".join(texts).casefold()
+    return (
+        (name is None or study.name == name)
+        and (modality is None or study.modality == modality)
+        and (column is None or column in study.table.names)
+        and all(word in held for word in (q or "").casefold().split())
+    )
 
 
 def visible_release(store: Store, key: ApiKey, digest: str) -> releases.Release:
@@ -163,10 +218,24 @@ def _detail(store: Store, release: releases.Release) -> ReleaseDetail:
         columns=[_column(column) for column in study.table.columns],
         label=study.table.label,
         scores=dict(release.scores),
+        formats=_formats(release, study),
         limits_of_use=list(releases.LIMITS_OF_USE),
         reason=release.reason,
         ledger_index=release.entry,
     )
+
+
+def _formats(release: releases.Release, study: Study) -> list[FormatOut]:
+    context = ExportContext.of(release, study, CohortRequest(release=release.digest, num_patients=1, seed=0))
+    return [
+        FormatOut(
+            name=one.name,
+            title=one.title,
+            missing=(missing := one.missing(context)),
+            columns_left_out={} if missing else dict(one.left_out(context)),
+        )
+        for one in FORMATS.values()
+    ]
 
 
 def _column(column: Any) -> ColumnOut:

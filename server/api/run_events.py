@@ -92,6 +92,7 @@ class EventStream(StreamingResponse):
 @router.get(
     "/{run_id}/events",
     summary="Follow a run as it happens",
+    status_code=200,
     response_class=EventStream,
     responses={
         200: {"description": "Events until the run ends.", "content": {MEDIA_TYPE: {}}},

@@ -366,7 +366,7 @@ def facts(store: Store, ca_certificate: bytes) -> FederationFacts:
 
 
 @pytest.fixture
-def api(store: Store, facts: FederationFacts) -> Api:
+def api(store: Store, facts: FederationFacts) -> Iterator[Api]:
     starter = StandIn()
     keys = {
         who: create_key(store, role=role, owner=who).text
@@ -378,4 +378,5 @@ def api(store: Store, facts: FederationFacts) -> Api:
         )
     }
     app = create_app(store=store, starter=starter, facts=facts)
-    return Api(client=TestClient(app, raise_server_exceptions=False), starter=starter, keys=keys)
+    yield Api(client=TestClient(app, raise_server_exceptions=False), starter=starter, keys=keys)
+    app.state.previewer.close()

@@ -1,0 +1,46 @@
+"""Answers that a reader may keep: a strong ETag, which is the SHA-256 of what is sent, and 304 for who has it already.
+
+References:
+    RFC 9110 sections 8.8.3 and 13.1.2. RFC 9530 (Repr-Digest).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+from fastapi import Request, Response
+from pydantic import BaseModel
+
+NOT_MODIFIED = {304: {"description": "You have it already."}}
+
+
+def validators(sha256: str) -> dict[str, str]:
+    """The headers that name a body by its digest.
+
+    Args:
+        sha256: hexadecimal.
+    """
+    return {
+        "ETag": f'"{sha256}"',
+        "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode()}:",
+        "Cache-Control": "private, no-cache",
+    }
+
+
+def has_already(request: Request, headers: dict[str, str]) -> bool:
+    """Whether the reader's `If-None-Match` names this body."""
+    condition = request.headers.get("if-none-match")
+    if condition is None:
+        return False
+    tags = [tag.strip().removeprefix("W/") for tag in condition.split(",")]
+    return "*" in tags or headers["ETag"] in tags
+
+
+def json_answer(request: Request, model: BaseModel) -> Response:
+    """The model as JSON, or 304."""
+    body = model.model_dump_json().encode()
+    headers = validators(hashlib.sha256(body).hexdigest())
+    if has_already(request, headers):
+        return Response(status_code=304, headers=headers)
+    return Response(body, media_type="application/json", headers=headers)
