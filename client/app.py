@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from client.flower_adapter import make_app
+from client.foresight import foresee_next
 from client.home import SiteHome
 from client.interruption import Interruption
 from client.rounds import SiteRounds
@@ -16,7 +17,10 @@ interruption = Interruption()  # between the worker, which hears of a run's end,
 
 @cache
 def _rounds() -> SiteRounds:
-    return SiteRounds(SiteHome.open(Path(os.environ["FEDTWIN_HOME"])), interruption=interruption)
+    home = SiteHome.open(Path(os.environ["FEDTWIN_HOME"]))
+    return SiteRounds(
+        home, interruption=interruption, on_answered=lambda request: foresee_next(home, request)
+    )
 
 
 app = make_app(lambda body, payload: _rounds().answer(body, payload))

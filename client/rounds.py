@@ -20,7 +20,7 @@ import hashlib
 import logging
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -73,12 +73,19 @@ class SiteRounds:
         site: the site's folder and settings.
         noise: the source of all randomness in mechanisms; the system's by default.
         interruption: ends a round that nobody waits for any more.
+        on_answered: called with each request once its reply is there.
     """
 
     def __init__(
-        self, site: SiteHome, *, noise: NoiseSource | None = None, interruption: Interruption | None = None
+        self,
+        site: SiteHome,
+        *,
+        noise: NoiseSource | None = None,
+        interruption: Interruption | None = None,
+        on_answered: Callable[[RoundRequest], object] = lambda _: None,
     ) -> None:
         self._site = site
+        self._on_answered = on_answered
         self._interruption = interruption or Interruption()
         self._noise = noise or SystemNoise()
         self._state = SiteState(site.state)
@@ -97,7 +104,9 @@ class SiteRounds:
             request = RoundRequest.decode(body, payload, store=self._parts)
         except PartsLackingError as lacking:
             return RoundReply.of_lacking(lacking, site=self._site.name).encode()
-        return self.handle(request).encode()
+        answered = self.handle(request).encode()
+        self._on_answered(request)
+        return answered
 
     def handle(self, request: RoundRequest) -> RoundReply:
         """Answer one request; raises nothing else, since what an exception says may depend on patients.
