@@ -7,6 +7,7 @@ from pathlib import Path
 
 from client.home import SiteHome
 from client.joining import JoinError, call
+from client.witness import Witness
 from privacy.cli.folders import write_private
 from privacy.leaving import sign_leaving
 from privacy.ledger import rotate_key
@@ -19,7 +20,7 @@ def leave(site: SiteHome) -> None:
     Raises:
         JoinError: nobody answers, or the coordinator refuses.
     """
-    envelope = sign_leaving(site.receipt_key(), ledger=site.coordinator_key)
+    envelope = sign_leaving(site.receipt_key(), ledger=Witness(site).coordinator)
     _say(site, "leave", envelope)
 
 

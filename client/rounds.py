@@ -89,7 +89,7 @@ class SiteRounds:
         self._interruption = interruption or Interruption()
         self._noise = noise or SystemNoise()
         self._state = SiteState(site.state)
-        self._witness = Witness(site.state / "newest.checkpoint", site.receipt_key(), site.coordinator_key)
+        self._witness = Witness(site)
         self._patients = PatientTables(site, self._noise)
         self._parts = PartCache(site.state / "parts")
 

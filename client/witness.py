@@ -1,37 +1,85 @@
-"""The site as a witness of the coordinator's ledger: it countersigns only a history that continues what it saw."""
+"""The site as a witness of the coordinator's ledger: it countersigns only a history that continues what it saw.
+
+The site pins the coordinator's key when it joins. A key that replaces it is believed if the key known before has
+signed so, and is kept; whoever holds only the new key can show the site nothing.
+"""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from client.home import SiteHome
 from privacy.checkpoint import Checkpoint, open_checkpoint, witness
 from privacy.cli.folders import write_durably
+from privacy.ledger import KeyRotated
 from privacy.merkle import LedgerVerificationError
-from privacy.signing import SigningKey, VerifyKey
+from privacy.signing import VerifyKey
 
 
 class Witness:
     """Remembers the newest checkpoint it has seen, on the site's disk.
 
     Args:
-        file: where that checkpoint's note is kept.
-        key: the site's own key.
-        coordinator: the coordinator's key as pinned when the site joined.
+        site: its folder, its own key, and the coordinator's as pinned when it joined.
     """
 
-    def __init__(self, file: Path, key: SigningKey, coordinator: VerifyKey) -> None:
-        self._file = file
-        self._key = key
-        self._coordinator = coordinator
+    def __init__(self, site: SiteHome) -> None:
+        self._file = site.state / "newest.checkpoint"
+        self._key = site.receipt_key()
+        self._pinned = site.coordinator_key
+        self._rotations = site.state / "coordinator-keys.json"
 
     def seen(self) -> Checkpoint | None:
-        """The newest checkpoint this site has countersigned; None before the first."""
+        """The newest checkpoint this site has countersigned; None before the first.
+
+        Raises:
+            LedgerVerificationError: the file is not what this site kept.
+        """
         if not self._file.is_file():
             return None
-        return open_checkpoint(self._file.read_bytes(), self._coordinator)
+        note = self._file.read_bytes()
+        for key in reversed(self._keys(self._kept())):
+            with suppress(LedgerVerificationError):
+                return open_checkpoint(note, key)
+        return open_checkpoint(note, self._pinned)
+
+    @property
+    def coordinator(self) -> VerifyKey:
+        """The coordinator's key in force, as far as this site has been shown."""
+        return self._keys(self._kept())[-1]
+
+    def _kept(self) -> list[Any]:
+        return list(json.loads(self._rotations.read_bytes())) if self._rotations.is_file() else []
+
+    def _keys(self, envelopes: Sequence[Any]) -> list[VerifyKey]:
+        """The pinned key and those that have replaced it, oldest first; what replaces another key is left out."""
+        keys = [self._pinned]
+        for envelope in envelopes:
+            try:
+                role, old, new = KeyRotated(envelope=envelope).open()
+            except (ValueError, TypeError, AttributeError, KeyError) as error:
+                raise LedgerVerificationError(f"a replacement of the coordinator's key: {error}") from error
+            if role == "coordinator" and old == keys[-1]:
+                keys.append(new)
+        return keys
+
+    def _follow(self, shown: Mapping[str, Any]) -> VerifyKey:
+        """The coordinator's key in force, by what is shown; a replacement is kept before it is relied on."""
+        envelopes = shown.get("rotations", [])
+        if not isinstance(envelopes, list):
+            raise LedgerVerificationError("the replacements of the coordinator's key are no list")
+        known, told = self._keys(self._kept()), self._keys(envelopes)
+        if told[: len(known)] != known:
+            raise LedgerVerificationError(
+                "the replacements of the coordinator's key shown are not those seen before"
+            )
+        if len(told) > len(known):
+            write_durably(self._rotations, json.dumps(envelopes).encode())
+        return told[-1]
 
     def look(self, shown: Mapping[str, Any] | None) -> dict[str, Any]:
         """Check a checkpoint, remember it durably, and only then countersign it.
@@ -40,7 +88,7 @@ class Witness:
         because it never got the answer, and cannot know then what this site has seen.
 
         Args:
-            shown: `note`, `since`, `proof` as in `models.exchange.RoundRequest.checkpoint`.
+            shown: as `models.exchange.RoundRequest.checkpoint`.
 
         Returns:
             `size`: of the newest checkpoint seen; `signature`: the countersignature's line, or None where the
@@ -58,13 +106,14 @@ class Witness:
             return {"size": size, "signature": None}
         note = str(shown.get("note", "")).encode(errors="replace")
         try:
-            again = seen is not None and open_checkpoint(note, self._coordinator) == seen
+            coordinator = self._follow(shown)
+            again = seen is not None and open_checkpoint(note, coordinator) == seen
             if seen is not None and not again and shown.get("since") != size:
                 return {"size": size, "signature": None}
             line = witness(
                 note,
                 self._key,
-                coordinator=self._coordinator,
+                coordinator=coordinator,
                 seen=seen,
                 proof=[] if again else _read_proof(shown),
                 timestamp=int(time.time()),
@@ -73,7 +122,7 @@ class Witness:
             write_durably(self._file.with_name(f"refused-{int(time.time())}.checkpoint"), note)
             raise
         write_durably(self._file, note)
-        return {"size": open_checkpoint(note, self._coordinator).size, "signature": line}
+        return {"size": open_checkpoint(note, coordinator).size, "signature": line}
 
 
 def _read_proof(shown: Mapping[str, Any]) -> list[bytes]:

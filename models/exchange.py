@@ -59,7 +59,8 @@ class RoundRequest:
         study: the whole definition, so that a site needs no other source for what it agreed to.
         arrays: generator weights and the anchor's moments; empty but for `refine`.
         checkpoint: the ledger's newest checkpoint for the site to witness: `note`, the text; `since`, the size
-            that the site witnessed last; `proof`, the consistency proof between the two in hexadecimal.
+            that the site witnessed last; `proof`, the consistency proof between the two in hexadecimal;
+            `rotations`, the envelopes by which the coordinator's key was replaced, oldest first.
     """
 
     kind: MessageKind

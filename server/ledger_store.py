@@ -20,7 +20,7 @@ from privacy.canonical import parse_canonical
 from privacy.checkpoint import Checkpoint, SignedCheckpoint, open_checkpoint, parse_checkpoint, sign_head
 from privacy.cli.folders import write_durably
 from privacy.export import write_export
-from privacy.ledger import Body, Entry, EntryError, decode_entry, encode_entry
+from privacy.ledger import Body, Entry, EntryError, KeyRotated, decode_entry, encode_entry
 from privacy.merkle import (
     CompactRange,
     LedgerVerificationError,
@@ -28,7 +28,7 @@ from privacy.merkle import (
     inclusion_proof,
     leaf_hash,
 )
-from privacy.signing import VerifyKey
+from privacy.signing import SigningKey, VerifyKey
 from server.errors import InvalidError, NotFoundError
 from server.store import Store
 from server.tables import CheckpointRow, LedgerEntryRow, SiteRow
@@ -54,12 +54,15 @@ class StoredEntry:
         return dict(parse_canonical(self.data))
 
 
-def append(store: Store, session: Session, bodies: Sequence[Body]) -> tuple[int, Checkpoint]:
+def append(
+    store: Store, session: Session, bodies: Sequence[Body], *, successor: SigningKey | None = None
+) -> tuple[int, Checkpoint]:
     """Append entries and sign the new head, inside the caller's `store.database.write()` transaction.
 
     Args:
         session: an open writing transaction; everything is undone with it.
         bodies: in the order that the verifier expects (`privacy.ledger`); at least one.
+        successor: the key that signs from now on, where the last of the entries says so.
 
     Returns:
         (index of the first entry, the new checkpoint).
@@ -78,14 +81,14 @@ def append(store: Store, session: Session, bodies: Sequence[Body]) -> tuple[int,
     tree = CompactRange()
     previous = None
     if last is not None:
-        previous = open_checkpoint(last.note.encode(), store.key.public)
+        previous = _own_checkpoint(last.note.encode(), store.key.public)
         tree = CompactRange(size=last.size, hashes=[bytes.fromhex(text) for text in last.edge])
     first = tree.size
     for number, (body, data) in enumerate(zip(bodies, datas, strict=True)):
         session.add(LedgerEntryRow(index=first + number, kind=body.KIND, body=data, appended_at=now))
         tree.append(leaf_hash(data))
     session.flush()
-    note = sign_head(_leaves(session), store.key, previous=previous, expected_root=tree.root())
+    note = sign_head(_leaves(session), successor or store.key, previous=previous, expected_root=tree.root())
     checkpoint = parse_checkpoint(note).checkpoint
     session.add(
         CheckpointRow(
@@ -98,6 +101,22 @@ def append(store: Store, session: Session, bodies: Sequence[Body]) -> tuple[int,
     )
     session.flush()
     return first, checkpoint
+
+
+def rotations(store: Store) -> list[dict[str, Any]]:
+    """The envelopes of all replacements of the coordinator's key, oldest first."""
+    query = (
+        select(LedgerEntryRow.body)
+        .where(LedgerEntryRow.kind == KeyRotated.KIND)
+        .order_by(LedgerEntryRow.index)
+    )
+    with store.database.read() as session:
+        bodies = [decode_entry(data).body for data in session.scalars(query)]
+    return [
+        dict(body.envelope)
+        for body in bodies
+        if isinstance(body, KeyRotated) and body.open()[0] == "coordinator"
+    ]
 
 
 def latest_checkpoint(store: Store) -> SignedCheckpoint | None:
@@ -260,6 +279,16 @@ def prove_consistency(store: Store, old: int, new: int) -> list[bytes]:
 def time_text(moment: dt.datetime) -> str:
     """A time as entries and receipts write it."""
     return f"{moment.astimezone(dt.UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _own_checkpoint(note: bytes, key: VerifyKey) -> Checkpoint:
+    try:
+        return open_checkpoint(note, key)
+    except LedgerVerificationError as error:
+        raise LedgerVerificationError(
+            f"the ledger's newest checkpoint is not signed by the key in use ({error}); after "
+            "`fedtwin server rotate-key` restart the server, and run that command again if it was interrupted"
+        ) from error
 
 
 def _leaves(session: Session) -> list[bytes]:

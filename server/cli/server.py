@@ -95,6 +95,24 @@ def key(
 
 
 @app.command()
+def rotate_key(home: Home) -> None:
+    """Replace the key that signs the ledger; stop the server before, start it after. Again finishes what broke off."""
+    from privacy.merkle import LedgerVerificationError
+    from server.ledger_key import rotate_ledger_key
+
+    opened = open_home(home)
+    with open_store(opened) as store:
+        try:
+            new = rotate_ledger_key(opened, store)
+        except LedgerVerificationError as error:
+            raise say_problem(error) from None
+    typer.echo(f"The ledger is signed by a new key from here on: {new.text}")
+    typer.echo(
+        "Sites follow by themselves. Tell auditors; the key they have pinned still verifies the whole ledger."
+    )
+
+
+@app.command()
 def invite(
     home: Home,
     site: Annotated[
