@@ -28,6 +28,7 @@ from server.api import (
     sites,
     studies,
 )
+from server.api.examples import add_examples
 from server.api.limits import RequestLimits
 from server.api.metering import RequestMeter
 from server.api.pages.mount import PagesBesideApi, create_pages
@@ -163,5 +164,6 @@ def _openapi(app: FastAPI) -> dict[str, object]:
         problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(problem.pop("$defs", {}))
         schemas["Problem"] = problem
+        add_examples(document)
         app.openapi_schema = document
     return app.openapi_schema
