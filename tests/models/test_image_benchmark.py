@@ -1,9 +1,14 @@
 """The image benchmark's measures say what they claim, and its data and sheets are read and written right."""
 
+import argparse
+import io
+
+import images
+import images_metrics
 import numpy as np
 import pytest
 import torch
-from images_data import data_folder, load
+from images_data import ImageData, data_folder, load
 from images_metrics import (
     Classifier,
     _fractal,
@@ -16,6 +21,10 @@ from images_metrics import (
     train_classifier,
 )
 from PIL import Image
+from rich.console import Console
+
+from models.image_schema import ImageSchema
+from models.schema import CategoricalColumn, StudySchema
 
 
 def sample(count, *, shift=0.0, scale=1.0, seed=0):
@@ -109,3 +118,32 @@ def test_real_images_are_read_whole(name, train, test):
     assert len(data.test) == len(data.test_labels) == test
     assert sorted(data.train_labels.unique().tolist()) == list(range(data.num_classes))
     assert sum(len(labels) for _, labels in data.split(4)) == train
+
+
+@pytest.mark.slow
+def test_the_whole_benchmark_runs_on_a_few_images(monkeypatch, tmp_path):
+    column = CategoricalColumn(kind="categorical", name="way", categories=("up", "across"))
+    data = ImageData(
+        "bars",
+        StudySchema(columns=(column,), label="way"),
+        ImageSchema(size=8, conditioned_on=("way",)),
+        *bars(2000, 0),
+        *bars(200, 1),
+    )
+    monkeypatch.setattr(images, "load", lambda _name, _folder: data)
+    monkeypatch.setattr(images, "SYNTHETIC_PER_RUN", 4000)
+    monkeypatch.setattr(images_metrics, "FRACTAL_CLASSES", 4)
+    arguments = argparse.Namespace(
+        dataset="bars", data=tmp_path, epsilon=10.0, delta=1e-5, sites=4, steps=30, quick=True, no_real=False,
+        pictures=tmp_path / "sheets", save=tmp_path / "generator.safetensors",
+    )  # fmt: skip
+    told = io.StringIO()
+    found = images.run(arguments, Console(file=told))
+    images.show(found, arguments, Console(file=told, width=120))
+    assert list(found) == ["real data", "epsilon 10, 4 sites"]
+    assert found["real data"]["accuracy"] > 0.9
+    assert 0 <= found["epsilon 10, 4 sites"]["recall"] <= 1
+    assert found["epsilon 10, 4 sites"]["step_over_plain"] > 0
+    assert "real data" in told.getvalue()
+    assert len(list((tmp_path / "sheets").iterdir())) == 2
+    assert arguments.save.stat().st_size > 1000
