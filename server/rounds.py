@@ -31,13 +31,13 @@ from models.study_generator import fit_study
 from models.weights import decode_arrays, encode_arrays, seal
 from privacy.merkle import LedgerVerificationError
 from privacy.receipt import decimal_text
-from privacy.signing import VerifyKey
-from server import ledger_store, round_records, runs, sites, spends, studies
-from server.acceptance import ReplyRejectedError, check_update, digest_of_policy, open_reply, read_quote
+from server import ledger_store, round_records, runs, studies
+from server.acceptance import ReplyRejectedError, check_update, open_reply
 from server.errors import ServerError
 from server.federation import Federation, SiteFailure
 from server.patience import Patience
 from server.releases import Release
+from server.roll_call import RollCall
 from server.round_records import SiteOutcome
 from server.store import Store
 
@@ -47,7 +47,6 @@ FIT_REPORT_SECONDS = 30.0
 RETRY_PAUSE_SECONDS = 2.0
 STOP_CHECK_SECONDS = 1.0
 QUOTE_DEADLINE_SECONDS = 60.0
-MAX_ROUNDS_BETWEEN_QUOTES = 32  # for a site that is away: after 1, 2, 4, ... rounds, then every so many
 
 
 class RoundFailedError(Exception):
@@ -128,11 +127,7 @@ class RoundLoop:
         self._store = store
         self._run = runs.get_run(store, run_id)
         self._study: Study = studies.get_study(store, self._run.study).study
-        self._keys: dict[str, VerifyKey] = {}
-        self._ready: list[str] = []
-        # Those that took part before, in this attempt at the run or an earlier one.
-        self._known = {spend.site for spend in spends.run_spends(store, run_id)}
-        self._away: dict[str, int] = {}  # rounds that a site which is not ready has missed
+        self._roll = RollCall(store, self._run, self._study.federation, self._say)
         self._witnessed: dict[str, int | None] = {}
         self._started = time.monotonic()
 
@@ -149,9 +144,8 @@ class RoundLoop:
             else:
                 self._refine(number)
             self._report("refine" if number > 1 else "warm-start", number)
-        if not self._keys:
-            self._enrolled()
-        witnesses = self._ready or list(self._keys)
+        self._roll.look()
+        witnesses = self._roll.ready or list(self._roll.keys)
         self._gather_witnesses(witnesses)  # of the last round, before the run counts as completed
         release = self._release()
         self._gather_witnesses(witnesses)  # and of the release itself
@@ -160,80 +154,46 @@ class RoundLoop:
     def _stop_requested(self) -> bool:
         return runs.stop_requested(self._store, self._run.id)
 
-    def _enrolled(self) -> list[str]:
-        """The run's sites that are enrolled now; says once which are no longer."""
-        found = {
-            site.name: site.key
-            for site in sites.list_sites(self._store, state="enrolled")
-            if site.name in self._run.sites
-        }
-        for site in self._ready:
-            if site not in found:
-                self._say(f"{site} is no longer enrolled and is not asked any more", level="warning")
-        self._keys = found
-        self._ready = [site for site in self._ready if site in found]
-        return list(found)
-
     def _call_roll(self, number: int) -> None:
         """Know who takes part in a round: those ready before; everybody is quoted where they are too few.
 
         Raises:
             RoundFailedError: fewer than the quorum are ready.
+            RunStoppedError: somebody asked to stop.
         """
-        names = self._enrolled()
-        if len(self._ready) >= self._study.federation.quorum:
+        self._roll.look()
+        if len(self._roll.ready) >= self._study.federation.quorum:
             return
-        if number > 1 and not self._study.federation.late_join:
-            names = [name for name in names if name in self._known]
         self._report("quote", number - 1)
-        requests = self._requests("quote", number, names, {})
+        names = self._roll.candidates(number)
         patience = self._patience(names)
         replies = self._federation.exchange(
-            requests, deadline_seconds=QUOTE_DEADLINE_SECONDS, enough=patience
+            self._requests("quote", number, names, {}),
+            deadline_seconds=QUOTE_DEADLINE_SECONDS,
+            enough=patience,
         )
         if patience.stop_seen:
             raise RunStoppedError
-        self._ready, reasons = [], []
+        self._roll.send_away(names)
+        reasons = []
         for site, reply in replies.items():
             objection = self._hear_quote(site, reply)
             if objection is not None:
                 reasons.append(f"{site}: {objection}")
-                self._say(f"does not take part: {site}: {objection}", level="warning")
-        self._need_quorum(len(self._ready), "ready", reasons)
+                self._say(f"does not take part: {site}: {objection}", "warning")
+        self._need_quorum(len(self._roll.ready), "ready", reasons)
 
     def _hear_quote(self, site: str, reply: RoundReply | SiteFailure) -> str | None:
         """Take a site in if it is ready; else why it is not."""
-        self._away.setdefault(site, 0)
-        if isinstance(reply, SiteFailure):
-            return reply.reason
-        self._note_witness(site, reply)
-        if reply.refusal is not None:
-            return reply.refusal.reason
-        try:
-            quote = read_quote(reply)
-            self._note_policy(site, reply)
-        except (ReplyRejectedError, ServerError) as error:
-            return str(error)
-        if quote.reasons:
-            return "; ".join(quote.reasons)
-        self._ready.append(site)
-        self._known.add(site)
-        self._away.pop(site)
-        self._say(
-            f"{site} would go from epsilon {quote.spent:.3f} to {quote.projected:.3f} of its cap {quote.cap:.3f}"
-        )
-        return None
+        if isinstance(reply, RoundReply):
+            self._note_witness(site, reply)
+        return self._roll.hear(site, reply)
 
     def _quotes_on_the_way(self, number: int) -> dict[str, RoundRequest]:
-        """Quotes of the rounds after this one for sites that are away, less and less often."""
-        asked = []
-        for site in self._keys:
-            if site in self._ready or not (self._study.federation.late_join or site in self._known):
-                continue
-            missed = self._away[site] = self._away.get(site, 0) + 1
-            if missed & (missed - 1) == 0 or missed % MAX_ROUNDS_BETWEEN_QUOTES == 0:
-                asked.append(site)
-        return self._requests("quote", number + 1, asked, {}) if number < self._study.num_rounds else {}
+        """Quotes of the rounds after this one for sites that are away; nobody waits for the answers."""
+        if number == self._study.num_rounds:
+            return {}
+        return self._requests("quote", number + 1, self._roll.due(number), {})
 
     def _patience(self, awaited: Collection[str], *, quorum: int | None = None) -> Patience:
         federation = self._study.federation
@@ -327,10 +287,8 @@ class RoundLoop:
             RoundFailedError: the quorum was not met.
             RunStoppedError: somebody asked to stop before it was.
         """
-        asked = list(self._ready)
-        current = _Round(
-            number=number, requests=self._requests(kind, number, asked, arrays), expected=expected
-        )
+        requests = self._requests(kind, number, self._roll.ready, arrays)
+        current = _Round(number=number, requests=requests, expected=expected)
         quorum = self._study.federation.quorum
         deadline = time.monotonic() + self._study.federation.round_deadline_seconds
         waiting, aside = dict(current.requests), self._quotes_on_the_way(number)
@@ -361,7 +319,7 @@ class RoundLoop:
             time.sleep(RETRY_PAUSE_SECONDS)
         for site in self._outside(current):
             self._say(f"{site} takes part from round {number + 1} on")
-        self._ready = [site for site in self._ready if site not in current.failed | current.refused]
+        self._roll.send_away(current.failed | current.refused)
         if len(current.accepted) < quorum:
             round_records.record_outcomes(
                 self._store, run_id=self._run.id, round=number, outcomes=list(current.outcomes.values())
@@ -377,7 +335,7 @@ class RoundLoop:
 
     def _outside(self, current: _Round) -> list[str]:
         """Sites that have become ready while a round ran without them."""
-        return [site for site in self._ready if site not in current.requests]
+        return [site for site in self._roll.ready if site not in current.requests]
 
     def _judge(
         self, current: _Round, site: str, reply: RoundReply | SiteFailure, *, stopped: bool = False
@@ -398,15 +356,15 @@ class RoundLoop:
             outcome = self._accept(current, site, reply)
         current.outcomes[site] = outcome
         if outcome.outcome != "accepted":
-            self._say(f"round {current.number}: {site} {outcome.outcome}: {outcome.reason}", level="warning")
+            self._say(f"round {current.number}: {site} {outcome.outcome}: {outcome.reason}", "warning")
 
     def _accept(self, current: _Round, site: str, reply: RoundReply) -> SiteOutcome:
         """Check a reply; a receipt that holds is kept also where the update is dropped, since it was spent."""
         request = current.requests[site]
         known: dict[str, Any] = {}
         try:
-            receipt = open_reply(request, reply, site=site, key=self._keys[site])
-            self._note_policy(site, reply)
+            receipt = open_reply(request, reply, site=site, key=self._roll.keys[site])
+            self._roll.note_policy(site, reply)
             known = {
                 "receipt": reply.receipt,
                 "spent_epsilon": decimal_text(receipt.spend_epsilon),
@@ -470,7 +428,12 @@ class RoundLoop:
         since = self._witnessed.get(site)
         size = newest.checkpoint.size
         proof = ledger_store.prove_consistency(self._store, since, size) if since and since <= size else []
-        return {"note": newest.encode().decode(), "since": since, "proof": [part.hex() for part in proof]}
+        return {
+            "note": newest.encode().decode(),
+            "since": since,
+            "proof": [part.hex() for part in proof],
+            "rotations": ledger_store.rotations(self._store),
+        }
 
     def _note_witness(self, site: str, reply: RoundReply) -> None:
         """Remember what the site has seen, and keep its countersignature; what makes no sense is dropped."""
@@ -489,26 +452,7 @@ class RoundLoop:
             ServerError,
             LedgerVerificationError,
         ) as error:
-            self._say(f"{site}: its countersignature does not hold: {error}", level="warning")
-
-    def _note_policy(self, site: str, reply: RoundReply) -> None:
-        """Log a policy that the site has changed, so that its next receipt names one that is in the ledger.
-
-        Raises:
-            ReplyRejectedError, ServerError: it is no policy.
-        """
-        known = sites.get_site(self._store, site)
-        if digest_of_policy(reply) == known.policy_digest:
-            return
-        sites.enrol_site(
-            self._store,
-            name=site,
-            title=known.title,
-            receipt_key=known.receipt_key,
-            node_public_key=known.node_public_key,
-            policy=dict(reply.policy or {}),
-        )
-        self._say(f"{site} has changed its policy; the new one is in the ledger")
+            self._say(f"{site}: its countersignature does not hold: {error}", "warning")
 
     def _gather_witnesses(self, names: list[str]) -> None:
         """Show every site the last checkpoint, so that its countersignature stands under the whole run."""
@@ -543,6 +487,6 @@ class RoundLoop:
             eta_seconds=eta,
         )
 
-    def _say(self, text: str, *, level: str = "info") -> None:
+    def _say(self, text: str, level: str = "info") -> None:
         log.info("run %s: %s", self._run.id, text)
         runs.add_message(self._store, self._run.id, text, level=level)

@@ -324,7 +324,7 @@ def test_a_run_survives_one_kill_in_each_round(federation: Federation) -> None:
 
 @pytest.mark.xdist_group("killed")
 def test_a_stop_ends_the_work_at_the_hospitals_within_seconds_and_frees_them(federation: Federation) -> None:
-    long = {"refine": {**STUDY["refine"], "generator_steps": 20_000}}
+    long = {"refine": {**STUDY["refine"], "generator_steps": 20_000, "noise_multiplier": 8.0}}
     run = federation.start_run(**long)
     run.reach("after-debit", "north")
     federation.call("POST", f"/runs/{run.id}/stop")
