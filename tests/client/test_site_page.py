@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import time
+from datetime import UTC, datetime, time
 from pathlib import Path
 
 import httpx
@@ -22,6 +22,7 @@ from client.page.notices import read_notices
 from client.page.views import bar_of, part_of
 from client.page.words import policy_sentences
 from client.policy import QuietHours, load_policy, policy_text
+from client.record import Record
 from privacy.events import MechanismEvent
 from privacy.signing import SigningKey
 from server.demo.surface import fedtwin_command
@@ -268,6 +269,13 @@ def test_a_site_that_nobody_asked_yet_is_told_what_will_come(tmp_path: Path) -> 
         site.policy_file.write_text(good)
         ask(site, "first-study")
         assert "waits for you" in fresh.staff.get("/").text
+        cheap = {"run": "run-1", "round": 1, "study_name": "first-study", "spend_epsilon": "0.0001"}
+        with Record(site.record_file).transaction(datetime.now(UTC)) as record:
+            events = {"events": [MEASURE.to_dict()], "delta": "1e-05", "study_digest": STUDIES["first-study"]}
+            record.append("debit", {**cheap, **events})
+        understated = fresh.staff.get("/left")
+        assert understated.status_code == 500
+        assert "is recorded with epsilon 0.0001, but its events cost" in understated.text
         with sqlite3.connect(site.record_file) as record:
             record.execute("DROP TRIGGER never_changed")
             record.execute("UPDATE record SET entry = replace(entry, '\"age\"', '\"agf\"')")
