@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import zipfile
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from privacy.merkle import leaf_hash, verify_inclusion
 from privacy.signing import SigningKey
 from server import cohorts, invitations, jobs, ledger_store, releases, round_records, runs, sites
 from server.api.pages import distributions, rendering
+from server.previews import Previewer
 from server.spends import study_spends
 
 ORIGIN = "https://testserver"
@@ -69,6 +71,20 @@ def _token(page: str) -> str:
 def words(page: str) -> str:
     """A page's text, as one line."""
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
+
+
+@pytest.fixture(scope="module")
+def previewer() -> Iterator[Previewer]:
+    shared = Previewer(seconds=60)
+    yield shared
+    shared.close()
+
+
+@pytest.fixture(autouse=True)
+def _one_preview_worker_for_all(api, previewer: Previewer) -> Iterator[None]:
+    own, api.client.app.state.previewer = api.client.app.state.previewer, previewer
+    yield
+    api.client.app.state.previewer = own
 
 
 @pytest.fixture
@@ -145,13 +161,13 @@ def test_the_bars_are_the_generators_own_marginals(scenario) -> None:
     one_way = MixtureGenerator.from_arrays(arrays, schema.cardinalities).one_way().split(schema.cardinalities)
     shown = distributions.distributions(scenario.store, release, scenario.study)
     for part, one in zip(one_way, shown, strict=True):
-        torch.testing.assert_close(torch.tensor([share for _, share in one.rows]), part)
+        torch.testing.assert_close(torch.tensor([share for _, share in one.rows]), part.detach())
     sex, age, ill = shown
     assert [name for name, _ in sex.rows] == ["female", "male"]
     assert [name for name, _ in age.rows][:2] == ["0 to 9", "10 to 19"]
     assert age.ticks == ["0", "50", "100"]
     assert [name for name, _ in ill.rows] == ["no", "yes", "missing"]
-    assert ill.missing == pytest.approx(float(one_way[2][-1]))
+    assert ill.missing == pytest.approx(one_way[2][-1].item())
     assert len(ill.drawn) == 2
 
 

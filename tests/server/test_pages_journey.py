@@ -151,7 +151,7 @@ def test_a_researcher_gets_from_a_wish_to_a_file(site: Site, tmp_path: Path) -> 
         page.wait_for_selector("#estimate >> text=The first 20")
         page.get_by_label("Number of patients").fill("3000")
         page.get_by_role("button", name="Ask for the cohort").click()
-        page.wait_for_selector("text=All files are there.")  # by itself: nobody loads the page again
+        page.wait_for_selector("text=All files are there")  # by itself: nobody loads the page again
         with page.expect_download() as waiting:
             page.get_by_role("link", name="cohort.csv").click()
         file = tmp_path / "cohort.csv"
@@ -235,4 +235,4 @@ def test_the_keyboard_alone_and_no_script_at_all_are_enough(site: Site) -> None:
         assert page.get_by_label("Further condition").input_value() == "age >= 50"
         page.get_by_role("button", name="Ask for the cohort").press("Enter")
         page.wait_for_selector("text=What was asked for")
-        until(lambda: (page.reload(), "All files are there." in page.content())[1])
+        until(lambda: (page.reload(), "All files are there" in page.content())[1])

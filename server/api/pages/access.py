@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from fastapi import Depends, Request
 
+from server.api.metering import meter_request
 from server.api.pages.sessions import COOKIE, Session, Sessions, SignInNeededError
 from server.api.problems import ProblemError
 from server.tables import Role
@@ -28,12 +29,16 @@ SessionsDep = Annotated[Sessions, Depends(get_sessions)]
 
 
 def signed_in(request: Request, sessions: SessionsDep) -> Session:
-    """The session of the request.
+    """The session of the request, which counts like any other request of its key.
 
     Raises:
         SignInNeededError: there is none.
+        ProblemError: 429, too many.
     """
-    return sessions.read(request.cookies.get(COOKIE))
+    session = sessions.read(request.cookies.get(COOKIE))
+    request.state.session = session
+    meter_request(request, session.key)
+    return session
 
 
 AnyRole = Annotated[Session, Depends(signed_in)]
@@ -41,10 +46,13 @@ AnyRole = Annotated[Session, Depends(signed_in)]
 
 def session_or_none(request: Request) -> Session | None:
     """The session of the request, if there is one: for pages that anybody sees."""
-    try:
-        return signed_in(request, get_sessions(request))
-    except SignInNeededError:
-        return None
+    if not hasattr(request.state, "session"):
+        try:
+            request.state.session = get_sessions(request).read(request.cookies.get(COOKIE))
+        except SignInNeededError:
+            request.state.session = None
+    session: Session | None = request.state.session
+    return session
 
 
 def _needs(*roles: Role) -> Callable[[Session], Session]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
+from starlette.concurrency import run_in_threadpool
 
 from models.study import Study
 from server import cohorts, studies
@@ -17,10 +18,11 @@ from server.api.pages.sessions import Session
 from server.api.paging import decode_cursor, encode_cursor
 from server.api.releases import visible_release
 from server.cohorts import DEFAULT_FORMATS, MAX_PATIENTS, OPEN_STATES, CohortRequest
-from server.errors import InvalidError
+from server.errors import InvalidError, QuotaExceededError
 from server.exports.context import ExportContext
 from server.exports.formats import FORMATS as EXPORT_FORMATS
 from server.releases import Release, get_release
+from server.row_quotas import row_quota
 from server.store import Store
 
 router = APIRouter(prefix="/cohorts")
@@ -41,32 +43,40 @@ def list_own(
 
 
 @router.get("/new")
-def new(request: Request, session: OperatorOrResearcher, store: StoreDep, release: str) -> Response:
+async def new(request: Request, session: OperatorOrResearcher, store: StoreDep, release: str) -> Response:
     """The builder, with nothing asked for yet but every column."""
-    kept = visible_release(store, session.key, release)
-    names = studies.get_study(store, kept.study).study.table.names
-    form = Form(fields={"num_patients": ("1000",), "formats": DEFAULT_FORMATS, "columns": names})
-    return _builder(request, store, session, release, form)
+    kept, study = await run_in_threadpool(_release, store, session, release)
+    fields = {"num_patients": ("1000",), "formats": DEFAULT_FORMATS, "columns": study.table.names}
+    return await _builder(request, store, session, kept, study, Form(fields=fields))
 
 
 @router.post("/estimate")
-def show_estimate(request: Request, session: OperatorOrResearcher, form: Posted, store: StoreDep) -> Response:
+async def show_estimate(
+    request: Request, session: OperatorOrResearcher, form: Posted, store: StoreDep
+) -> Response:
     """What the form's conditions will give: for a script the part of the page, for others the whole."""
+    release, study = await run_in_threadpool(_release, store, session, form.one("release"))
     if request.headers.get("hx-request") != "true":
-        return _builder(request, store, session, form.one("release"), form)
-    return render(request, "_estimate.html", {"estimate": _estimate(store, session, form)})
+        return await _builder(request, store, session, release, study, form)
+    told = await _estimate(request, store, release, study, form)
+    return await run_in_threadpool(render, request, "_estimate.html", {"estimate": told})
 
 
 @router.post("")
-def create(request: Request, session: OperatorOrResearcher, form: Posted, store: StoreDep) -> Response:
+async def create(request: Request, session: OperatorOrResearcher, form: Posted, store: StoreDep) -> Response:
     """Ask for the cohort, and go to its page; what cannot be is said in the form."""
-    release = visible_release(store, session.key, form.one("release"))
+    release, study = await run_in_threadpool(_release, store, session, form.one("release"))
+
+    def queue() -> str:
+        wanted, key = read_request(study.table, form), session.key
+        return cohorts.create_cohort(store, wanted, owner=key.owner, rows_per_day=key.rows_per_day).id
+
     try:
-        wanted = read_request(studies.get_study(store, release.study).study.table, form)
-        made = cohorts.create_cohort(store, wanted, owner=session.key.owner)
+        made = await run_in_threadpool(queue)
     except InvalidError as error:
-        return _builder(request, store, session, release.digest, form, fault=str(error), status=422)
-    return RedirectResponse(f"/cohorts/{made.id}", 303)
+        status = 429 if isinstance(error, QuotaExceededError) else 422
+        return await _builder(request, store, session, release, study, form, fault=str(error), status=status)
+    return RedirectResponse(f"/cohorts/{made}", 303)
 
 
 @router.get("/{cohort_id}")
@@ -88,7 +98,7 @@ def cancel(cohort_id: str, session: OperatorOrResearcher, _form: Posted, store: 
     return RedirectResponse(f"/cohorts/{cohort_id}", 303)
 
 
-@router.get("/{cohort_id}/files/{name}")
+@router.get("/{cohort_id}/files/{name:path}")
 def download(
     request: Request, cohort_id: str, name: str, session: OperatorOrResearcher, store: StoreDep
 ) -> Response:
@@ -96,31 +106,41 @@ def download(
     return api.get_file(cohort_id=cohort_id, name=name, key=session.key, store=store, request=request)
 
 
-def _builder(
+def _release(store: Store, session: Session, digest: str) -> tuple[Release, Study]:
+    release = visible_release(store, session.key, digest)
+    return release, studies.get_study(store, release.study).study
+
+
+async def _builder(
     request: Request,
     store: Store,
     session: Session,
-    digest: str,
+    release: Release,
+    study: Study,
     form: Form,
     *,
     fault: str = "",
     status: int = 200,
 ) -> Response:
-    release = visible_release(store, session.key, digest)
-    study = studies.get_study(store, release.study).study
-    context = {
-        "here": "/cohorts",
-        "release": release,
-        "study": study,
-        "fields": column_fields(study.table, form),
-        "form": form,
-        "example": example(study.table),
-        "formats": _formats(release, study),
-        "most": MAX_PATIENTS,
-        "fault": fault,
-        "estimate": _estimate(store, session, form, digest=digest),
-    }
-    return render(request, "cohort_new.html", context, status=status)
+    told = await _estimate(request, store, release, study, form)
+
+    def page() -> Response:
+        context = {
+            "here": "/cohorts",
+            "release": release,
+            "study": study,
+            "fields": column_fields(study.table, form),
+            "form": form,
+            "example": example(study.table),
+            "formats": _formats(release, study),
+            "most": MAX_PATIENTS,
+            "quota": row_quota(store, session.key.owner, rows_per_day=session.key.rows_per_day),
+            "fault": fault,
+            "estimate": told,
+        }
+        return render(request, "cohort_new.html", context, status=status)
+
+    return await run_in_threadpool(page)
 
 
 def _formats(release: Release, study: Study) -> list[tuple[str, str, str]]:
@@ -131,15 +151,21 @@ def _formats(release: Release, study: Study) -> list[tuple[str, str, str]]:
     return [*listed, ("zip", "Everything in one zip", "")]
 
 
-def _estimate(store: Store, session: Session, form: Form, *, digest: str = "") -> Estimate:
-    release = visible_release(store, session.key, digest or form.one("release"))
-    study = studies.get_study(store, release.study).study
-    seed = form.one("seed")
+async def _estimate(request: Request, store: Store, release: Release, study: Study, form: Form) -> Estimate:
     try:
         conditions = read_conditions(study.table, form)
     except InvalidError as error:
         return Estimate(fault=str(error))
-    return estimate(store, release, study, conditions, seed=int(seed[:15]) if seed.isdecimal() else 0)
+    seed = form.one("seed")
+    return await estimate(
+        store,
+        request.app.state.previewer,
+        release,
+        study,
+        conditions,
+        columns=form.many("columns"),
+        seed=int(seed[:15]) if seed.isascii() and seed.isdecimal() else 0,
+    )
 
 
 def _page(request: Request, store: Store, session: Session, cohort_id: str, template: str) -> Response:

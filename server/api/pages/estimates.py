@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from models.conditions import ConditionError
-from models.sampling import CohortSampler, ConditionReport, RareConditionError
+from starlette.concurrency import run_in_threadpool
+
 from models.study import Study
 from server.api.pages.distributions import load_generator
 from server.errors import InvalidError
+from server.previews import Preview, Previewer, PreviewUnavailableError
 from server.releases import Release
 from server.store import Store
 
-PREVIEW_PATIENTS = 20
 FEW_COMPONENTS = 5.0
 
 
@@ -23,44 +25,61 @@ class Estimate:
     """What a cohort under the conditions would be.
 
     Attributes:
-        report: how the conditions meet the generator; None where they do not.
+        preview: some patients, and how the conditions meet the release; None where they do not.
         is_whole: whether nothing was asked for.
         num_components: of the generator.
-        header, rows: of the preview.
+        header: the preview's columns, for people.
         too_rare: why too few patients satisfy the conditions, in words; empty where enough do.
-        fault: what cannot be read in the conditions; empty where all can.
+        fault: what cannot be read in the conditions, or why there is no preview now; empty where there is one.
     """
 
-    report: ConditionReport | None = None
+    preview: Preview | None = None
     is_whole: bool = False
     num_components: int = 0
     header: Sequence[str] = ()
-    rows: Sequence[Sequence[Any]] = ()
     too_rare: str = ""
     fault: str = ""
 
     @property
     def is_thin(self) -> bool:
         """Whether few of the generator's components carry the cohort."""
-        return self.report is not None and self.report.effective_components < FEW_COMPONENTS
+        return self.preview is not None and self.preview.effective_components < FEW_COMPONENTS
 
 
-def estimate(
-    store: Store, release: Release, study: Study, conditions: Sequence[Any], *, seed: int
+async def estimate(
+    store: Store,
+    previewer: Previewer,
+    release: Release,
+    study: Study,
+    conditions: Sequence[Any],
+    *,
+    columns: Sequence[str],
+    seed: int,
 ) -> Estimate:
-    """Weigh conditions against a release and draw a preview; costs no privacy."""
+    """Weigh conditions against a release and draw a preview; costs no privacy, and holds no thread while it waits.
+
+    Raises:
+        ConflictError: the release is not published.
+    """
+
+    def ask() -> Future[Preview]:
+        return previewer.ask(store, release, conditions=conditions, columns=columns, seed=seed)
+
     try:
-        generator = load_generator(store, release, study).table
-        sampler = CohortSampler(generator, study.table, conditions)
-        table = next(sampler.chunks(PREVIEW_PATIENTS, seed=seed))
-    except RareConditionError as error:
-        return Estimate(too_rare=str(error))
-    except (ConditionError, InvalidError) as error:
+        waiting = await run_in_threadpool(ask)
+    except (InvalidError, PreviewUnavailableError) as error:
         return Estimate(fault=str(error))
+    try:
+        preview = await asyncio.wrap_future(waiting)
+    except InvalidError as error:  # what can be read and is refused is too rare
+        return Estimate(too_rare=str(error))
+    except PreviewUnavailableError as error:
+        return Estimate(fault=str(error))
+    generator = await run_in_threadpool(load_generator, store, release, study)
+    titles = {column.name: column.title or column.name for column in study.table.columns}
     return Estimate(
-        report=sampler.report,
+        preview=preview,
         is_whole=not conditions,
-        num_components=generator.num_components,
-        header=[column.title or column.name for column in study.table.columns],
-        rows=[list(row) for row in table.itertuples(index=False, name=None)],
+        num_components=generator.table.num_components,
+        header=[titles[name] for name in preview.columns],
     )
