@@ -106,7 +106,8 @@ def _tell(result: DemoResult, console: Console) -> None:
         ("ledger", result.ledger),
     ):
         console.print(f"  {what:<8} {path}", markup=False)
-    console.print(f"\nAPI      {result.url}/docs", markup=False)
+    console.print(f"\nPages    {result.url}/ (sign in with one of the keys below)", markup=False)
+    console.print(f"API      {result.url}/docs", markup=False)
     for role, key in result.keys.items():
         console.print(f"  {role:<11} {key}", markup=False)
     console.print("\nTry next, in another terminal:", markup=False)
