@@ -16,7 +16,7 @@ def site_processes(home: SiteHome) -> list[ProcessSpec]:
         ProcessSpec(
             name="supernode",
             command=(
-                *(sys.executable, "-m", "client.flower_adapter"),
+                *(sys.executable, "-m", "client.flower_supernode"),
                 *("--superlink", home.superlink_address),
                 *("--root-certificates", str(home.ca_certificate)),
                 *("--auth-supernode-private-key", str(home.node_key)),

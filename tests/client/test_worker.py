@@ -25,6 +25,7 @@ from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.start_client_internal import _insert_message
 
 from client import flower_adapter as adapter
+from client import flower_supernode as supernode_adapter
 from client.flower_adapter import TaskHead, TaskSource, make_app
 from client.home import SiteHome
 from client.interruption import Interruption
@@ -300,7 +301,7 @@ def test_a_message_whose_run_ends_while_it_is_received_leaves_nothing_behind(
     def ended(*, state: object) -> None:
         supernode.deliver(*REQUEST.encode())
 
-    assert not adapter._whole(ended)(state=supernode.state)
+    assert not supernode_adapter._whole(ended)(state=supernode.state)
     assert not supernode.state.get_tasks(statuses=["pending", "starting", "running"])
     assert not supernode.state.get_messages_legacy()
     site.thread.start()
@@ -314,7 +315,7 @@ def test_a_task_that_is_being_answered_is_not_dropped(site: Site, supernode: Sup
     site.thread.start()
     supernode.deliver(*REQUEST.encode())
     wait_for(lambda: supernode.state.get_tasks(statuses=["running"]))
-    adapter._whole(lambda state: None)(state=supernode.state)
+    supernode_adapter._whole(lambda state: None)(state=supernode.state)
     assert not supernode.reply().has_error()
 
 
@@ -336,8 +337,8 @@ class Loop:
         self.asked = 0
         self.sent: list[Message] = []
         self._supernode = supernode
-        self._pace = adapter._Pace()
-        watching = adapter._WhileRunning(self._pace)
+        self._pace = supernode_adapter._Pace()
+        watching = supernode_adapter._WhileRunning(self._pace)
         watching.receiving(lambda **_: RUN)(get_run=self.get_run)
         self._reply = watching.replying(self._wait)
 
@@ -364,7 +365,7 @@ def test_a_round_whose_run_has_ended_is_given_up_and_the_next_one_served(
     site: Site, supernode: SuperNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapter, "_HEARTBEAT_SECONDS", 0.1)
-    monkeypatch.setattr(adapter, "_RUN_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(supernode_adapter, "_RUN_CHECK_SECONDS", 0.1)
     site.handle = compute_until_interrupted(site)
     site.thread.start()
     supernode.deliver(*REQUEST.encode())

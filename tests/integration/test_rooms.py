@@ -16,6 +16,7 @@ from privacy.cli.rooms import ROOMS, ForeignRoomError, check_rooms
 HOME = Path(__file__).resolve().parents[2]
 FLOWER_FILES = {
     "client/flower_adapter.py",
+    "client/flower_supernode.py",
     "server/flower_adapter.py",
     "server/flower_control.py",
     "server/app.py",
