@@ -44,6 +44,14 @@ class SiteState:
         Raises:
             LostReplyError: it is gone, or it is not the one that the record names.
         """
+        return RoundReply.decode(*self.reply_bytes(run, round_number, digest))
+
+    def reply_bytes(self, run: str, round_number: int, digest: str) -> tuple[bytes, bytes]:
+        """The same as it was sent, (body, arrays): to be looked at, whatever version wrote it.
+
+        Raises:
+            LostReplyError: as `reply`.
+        """
         path = self._path(run, round_number, "reply")
         data = path.read_bytes() if path.is_file() else b""
         if digest_of(data) != digest:
@@ -52,7 +60,7 @@ class SiteState:
                 "the round stays spent and is not run again"
             )
         body, _, arrays = data.partition(b"\n")
-        return RoundReply.decode(body, arrays)
+        return body, arrays
 
     def keep_reply(self, reply: RoundReply) -> str:
         """Keep a reply before it is sent; returns its digest for the record."""

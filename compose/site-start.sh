@@ -4,7 +4,7 @@
 # FEDTWIN_HOME         where it lives
 # FEDTWIN_SITE_NAME    the site's name
 # FEDTWIN_FEDERATION   the federation.json that the coordinator gave
-# FEDTWIN_DATA         the patients' file, .csv or .parquet
+# FEDTWIN_DATA         where the patients are, as `--data` of `fedtwin site init` takes it
 # FEDTWIN_PATIENT_ID   its column that names the patient; optional
 set -eu
 if [ "$#" -gt 0 ]; then exec "$@"; fi

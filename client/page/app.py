@@ -91,6 +91,7 @@ class SitePage:
             "chance": words.chance,
             "computed": words.computed,
             "noise": words.noise,
+            "reads": words.reads,
             "moment": lambda at: f"{at:%Y-%m-%d %H:%M:%S} UTC",
         }
 

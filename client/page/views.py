@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
+from safetensors import deserialize
+
 from client.debits import StudyRequest
 from client.guard import Guard
 from client.home import SiteHome
@@ -178,18 +180,17 @@ class SentReply:
 def sent_reply(site: SiteHome, run: str, number: int, digest: str) -> SentReply | None:
     """The copy of a reply, if it is still kept and is what the record names; None otherwise."""
     try:
-        reply = SiteState(site.state).reply(run, number, digest)
+        body, arrays = SiteState(site.state).reply_bytes(run, number, digest)
     except (LostReplyError, ValueError):
         return None
-    body, arrays = reply.encode()
     shown: Any = json.loads(body)
-    if shown["receipt"] is not None:
+    if shown.get("receipt") is not None:
         shown["receipt"]["payload"] = json.loads(base64.b64decode(shown["receipt"]["payload"]))
     return SentReply(
         body=json.dumps(shown, indent=2, ensure_ascii=False),
         arrays=[
-            (name, str(array.dtype).removeprefix("torch."), " × ".join(map(str, array.shape)) or "one number")
-            for name, array in reply.arrays.items()
+            (name, array["dtype"], " × ".join(map(str, array["shape"])) or "one number")
+            for name, array in (deserialize(arrays) if arrays else ())
         ],
         num_bytes=len(arrays),
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from client.policy import SitePolicy
+from models.study import IMAGES
 from privacy.events import MechanismEvent
 
 
@@ -28,6 +30,14 @@ def computed(event: MechanismEvent) -> str:
         f"{event.phase}: a {event.kind.replace('_', ' ')} mechanism, {times}, each patient with probability "
         f"{100 * event.sample_rate:.3g} % and bounded by {bound}."
     )
+
+
+def reads(columns: Sequence[str]) -> str:
+    """What a study opens, by the names that it asked with."""
+    count = sum(name != IMAGES for name in columns)
+    said = ["one column of your table" if count == 1 else f"{count:,} columns of your table"] if count else []
+    said += ["the pictures"] if IMAGES in columns else []
+    return " and ".join(said)
 
 
 def noise(event: MechanismEvent) -> str:
