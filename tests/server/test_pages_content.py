@@ -14,14 +14,18 @@ import httpx
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from models.generator import MixtureGenerator
+from models.image_generator import ImageGenerator
 from models.sampling import CohortSampler
-from models.weights import decode_arrays
+from models.study import Study
+from models.study_generator import StudyGenerator
+from models.weights import decode_arrays, encode_arrays
 from privacy.invitation import Invitation
 from privacy.merkle import leaf_hash, verify_inclusion
 from privacy.signing import SigningKey
-from server import cohorts, invitations, jobs, ledger_store, releases, round_records, runs, sites
+from server import cohorts, invitations, jobs, ledger_store, releases, round_records, runs, sites, studies
 from server.api.pages import distributions, rendering
 from server.previews import Previewer
 from server.spends import study_spends
@@ -427,3 +431,22 @@ def test_the_ledger_page_proves_what_it_shows(auditor, scenario) -> None:
     assert "spend_epsilon" in auditor.see(f"/ledger/entries/{receipt.index}")
     export = auditor.client.get("/ledger/export")
     assert zipfile.ZipFile(BytesIO(export.content)).testzip() is None
+
+
+def test_a_release_with_pictures_shows_some(researcher, scenario, monkeypatch) -> None:
+    text = (Path(__file__).resolve().parents[2] / "server/demo/digits.toml").read_text()
+    study = studies.register_study(scenario.store, Study.from_toml(text), created_by="olga").study
+    assert study.image is not None
+    scenario.study = study
+    torch.manual_seed(0)
+    rows = MixtureGenerator(torch.randn(3, 10), torch.randn(3), study.table.cardinalities)
+    image = ImageGenerator(study.image, (10,), latent=4, width=4)
+    made = StudyGenerator(study=study, table=rows, image=image)
+    monkeypatch.setattr(scenario, "generator", lambda seed=0: encode_arrays(made.to_arrays()))
+    release = scenario.release()
+    assert f'src="/releases/{release.digest}/pictures.png"' in researcher.see(f"/releases/{release.digest}")
+    answer = researcher.client.get(f"/releases/{release.digest}/pictures.png")
+    assert answer.headers["content-type"] == "image/png"
+    picture = Image.open(BytesIO(answer.content))
+    assert (picture.size, picture.mode) == ((8 * 8, 3 * 8), "L")
+    assert len(set(picture.tobytes())) > 1
