@@ -35,7 +35,7 @@ from models.table import EncodedTable, column_offsets
 
 LABEL_TRIPLE_WEIGHT = 0.6
 MAX_LABEL_LEVELS = 5
-_CHUNK_RECORDS = 65_536
+_CHUNK_CELLS = 2**19  # codes of a chunk: all that is worked on at once stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -170,17 +170,18 @@ class MomentLayout:
         if bool((records > 1).any()):
             weights = (1 / records.double()).repeat_interleave(records)
         places = column_offsets(self.cardinalities)[:-1]
-        for start in range(0, table.num_records, _CHUNK_RECORDS):
+        rows_at_once = max(1, _CHUNK_CELLS // self.num_columns)
+        for start in range(0, table.num_records, rows_at_once):
             if progress is not None:
                 progress(start / table.num_records)
-            codes = table.codes[start : start + _CHUNK_RECORDS].long()  # large tables come as narrow integers
+            codes = table.codes[start : start + rows_at_once].long()  # large tables come as narrow integers
             placed = codes + places
             for a, d in enumerate(self.cardinalities):
                 rows = codes[:, a] if self.label is None else codes[:, self.label] * d + codes[:, a]
                 cells = (rows[:, None] * self.width + placed[:, a:]).flatten()
                 repeated = None
                 if weights is not None:
-                    chunk = weights[start : start + _CHUNK_RECORDS]
+                    chunk = weights[start : start + rows_at_once]
                     repeated = chunk.repeat_interleave(self.num_columns - a)
                 counts[a] += torch.bincount(cells, repeated, minlength=sizes[a])
         shaped = [

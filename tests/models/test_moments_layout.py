@@ -118,7 +118,7 @@ def test_chunks_do_not_change_the_sum(monkeypatch):
     layout, codes = MomentLayout(CARDS, 4), random_codes(1_000)
     table = table_of(codes, [0, *range(2, 1_001)])
     whole = layout.sum(table)
-    monkeypatch.setattr("models.moments._CHUNK_RECORDS", 7)
+    monkeypatch.setattr("models.moments._CHUNK_CELLS", 20)
     torch.testing.assert_close(layout.sum(table), whole)
 
 
