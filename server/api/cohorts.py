@@ -173,9 +173,21 @@ def cancel_cohort(cohort_id: str, key: OperatorOrResearcher, store: StoreDep) ->
     return _out(store, cohorts.cancel_cohort(store, cohort_id))
 
 
+_FILES: dict[str, Any] = {
+    kind: {}
+    for kind in (
+        "text/csv",
+        "text/html",
+        "application/fhir+ndjson",
+        "application/json",
+        "application/jsonl",
+        "application/vnd.apache.parquet",
+        "application/zip",
+    )
+}
 FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The file; ranges are served.", "content": {"application/octet-stream": {}}},
-    206: {"description": "The range.", "content": {"application/octet-stream": {}}},
+    200: {"description": "The file; ranges are served.", "content": _FILES},
+    206: {"description": "The range.", "content": _FILES},
     **NOT_MODIFIED,
     **responses(404, 409, 410, 416),
 }

@@ -89,13 +89,19 @@ class EventStream(StreamingResponse):
             self._slots.give_back(self._key)
 
 
+EVENT_SCHEMA = {  # of one event
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+}
+
+
 @router.get(
     "/{run_id}/events",
     summary="Follow a run as it happens",
     status_code=200,
     response_class=EventStream,
     responses={
-        200: {"description": "Events until the run ends.", "content": {MEDIA_TYPE: {}}},
+        200: {"description": "Events until the run ends.", "content": {MEDIA_TYPE: {"schema": EVENT_SCHEMA}}},
         **responses(404, 422, 429),
     },
 )
