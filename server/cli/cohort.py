@@ -1,96 +1,142 @@
-"""`fedtwin cohort`: what a researcher does; through the API."""
+"""`fedtwin cohort`: what a researcher does; a thin shell around `server.researcher`."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-import zipfile
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from privacy.cli.problem import say_problem
-from server.cli.api_client import ApiClient, Ca, Key, Url
+from server.cli.connection import ApiCommands, Ca, Key, Url
+
+if TYPE_CHECKING:
+    from server.researcher import Cohort, Coordinator
 
 app = typer.Typer(
-    help="A researcher: request synthetic patients from a release and download them.", no_args_is_help=True
+    cls=ApiCommands,
+    help="A researcher: find a release, request synthetic patients from it and download them.",
+    no_args_is_help=True,
 )
-CohortId = Annotated[str, typer.Argument(help="The cohort's identifier.")]
-POLL_SECONDS = 0.5
+CohortId = Annotated[str, typer.Argument(help="The cohort's identifier, cohort-...")]
+Release = Annotated[str, typer.Option(help="The release's digest; see `fedtwin cohort releases`.")]
+Where = Annotated[str, typer.Option(help="A condition, such as: age >= 70 and sex == 'female'")]
+Columns = Annotated[str, typer.Option(help="Only these columns, with commas between: age,sex")]
+To = Annotated[Path, typer.Option(help="Folder to download into; each cohort gets its own in it.")]
 
 
 @app.command()
-def releases(url: Url, key: Key, ca: Ca = None) -> None:
+def releases(
+    url: Url,
+    key: Key,
+    search: Annotated[str, typer.Option(help="Words that the study's texts or columns hold.")] = "",
+    ca: Ca = None,
+) -> None:
     """List the releases that cohorts can be drawn from."""
-    found = ApiClient(url, key, ca=ca).get("/releases")["items"]
+    found = _hub(url, key, ca).releases(search or None)
     for one in found:
-        typer.echo(f"{one['digest']}  {one['study']}  {one['state']}")
+        typer.echo(f"{one.digest}  {one.study}  {one.title}")
     if not found:
-        typer.echo("Nothing is published yet; ask the coordinator's operator.")
+        typer.echo("Nothing like that is published; ask the coordinator's operator.")
+
+
+@app.command()
+def release(
+    url: Url,
+    key: Key,
+    digest: Annotated[str, typer.Argument(help="The release's digest, sha256:...")],
+    ca: Ca = None,
+) -> None:
+    """Show a release: its data dictionary, what it cost, and what it is not for."""
+    typer.echo(repr(_hub(url, key, ca).release(digest)))
+
+
+@app.command()
+def preview(
+    url: Url,
+    key: Key,
+    release: Release,
+    where: Where = "",
+    columns: Columns = "",
+    seed: Annotated[int, typer.Option(help="Another seed, other patients.")] = 0,
+    ca: Ca = None,
+) -> None:
+    """Show twenty synthetic patients at once, and how many of the release's satisfy the condition."""
+    shown = _hub(url, key, ca).preview(release, where=where, columns=_names(columns), seed=seed)
+    typer.echo(shown.to_string(index=False, na_rep=""))
+    about = "" if shown.attrs["share_is_exact"] else "about "
+    typer.echo(f"\nOf the release's patients {about}{shown.attrs['share_of_release']:.2%} are like that.")
 
 
 @app.command()
 def request(
     url: Url,
     key: Key,
-    release: Annotated[str, typer.Option(help="The release's digest; see `fedtwin cohort releases`.")],
+    release: Release,
     num_patients: Annotated[int, typer.Option("-n", "--num-patients", help="How many synthetic patients.")],
-    where: Annotated[str, typer.Option(help="A condition, such as: age >= 70 and sex == 'female'")] = "",
+    where: Where = "",
     seed: Annotated[int | None, typer.Option(help="The same seed and release give the same bytes.")] = None,
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", help="csv, parquet, jsonl, fhir, omop, png, dicom, zip; may be repeated."),
+        typer.Option(
+            "--format",
+            help="csv, parquet, jsonl, fhir, omop, png, dicom, zip; may be repeated. Without it: csv and parquet.",
+        ),
     ] = None,
-    columns: Annotated[
-        list[str] | None, typer.Option("--column", help="Only this column; may be repeated.")
-    ] = None,
-    to: Annotated[Path, typer.Option(help="Folder to download into.")] = Path(),
+    columns: Columns = "",
+    to: To = Path(),
     ca: Ca = None,
 ) -> None:
-    """Request a cohort, wait for it, download its files and check their digests. Costs no privacy budget."""
-    api = ApiClient(url, key, ca=ca)
-    wanted: dict[str, Any] = {"release": release, "num_patients": num_patients}
-    if where:
-        wanted["conditions"] = [where]
-    if seed is not None:
-        wanted["seed"] = seed
-    if formats:
-        wanted["formats"] = formats
-    if columns:
-        wanted["columns"] = columns
-    made = api.post("/cohorts", wanted).json()
-    typer.echo(f"Cohort {made['id']} is requested.")
-    _fetch(api, made["id"], to)
+    """Request a cohort, wait for it, download its files and check their digests. Costs no privacy budget.
+
+    If it breaks off, the same command in the same folder goes on with the same cohort.
+    """
+    from server.cli.unfinished import UnfinishedRequest
+
+    wanted = {
+        "num_patients": num_patients,
+        "where": where,
+        "seed": seed,
+        "columns": _names(columns),
+        "formats": tuple(formats or ("csv", "parquet")),
+    }
+    unfinished = UnfinishedRequest(to, {"url": url, "release": release, **wanted})
+    hub = _hub(url, key, ca)
+    made, goes_on = unfinished.ask(lambda name: hub.request(release, **wanted, name=name))  # type: ignore[arg-type]
+    if goes_on:
+        typer.echo(f"This was asked for before: going on with cohort {made.id}.")
+    else:
+        typer.echo(f"Cohort {made.id} is requested.")
+        typer.echo(
+            f"If this breaks off: the same command again, or fedtwin cohort resume {made.id}", err=True
+        )
+    _bring(made, to)
+    unfinished.forget()
 
 
 @app.command()
-def fetch(
-    url: Url,
-    key: Key,
-    cohort: CohortId,
-    to: Annotated[Path, typer.Option(help="Folder.")] = Path(),
-    ca: Ca = None,
-) -> None:
-    """Wait for a cohort that was requested before, and download it."""
-    _fetch(ApiClient(url, key, ca=ca), cohort, to)
+def resume(url: Url, key: Key, cohort: CohortId, to: To = Path(), ca: Ca = None) -> None:
+    """Wait for a cohort that was requested before, and download what is not here yet."""
+    _bring(_hub(url, key, ca).cohort(cohort), to)
 
 
 @app.command(name="list")
 def list_(url: Url, key: Key, ca: Ca = None) -> None:
     """List your cohorts, newest first."""
-    found = ApiClient(url, key, ca=ca).get("/cohorts")["items"]
-    for one in found:
-        typer.echo(f"{one['id']}  {one['num_patients']} patients  {one['state']}  {one['release']}")
-    if not found:
-        typer.echo("No cohort yet; fedtwin cohort request")
+    found = _hub(url, key, ca).cohorts()
+    typer.echo(repr(found) if found else "No cohort yet; fedtwin cohort request")
+
+
+@app.command()
+def show(url: Url, key: Key, cohort: CohortId, ca: Ca = None) -> None:
+    """Show a cohort: what was asked, how far it is, its files."""
+    typer.echo(repr(_hub(url, key, ca).cohort(cohort)))
 
 
 @app.command()
 def cancel(url: Url, key: Key, cohort: CohortId, ca: Ca = None) -> None:
     """Cancel a cohort that is not finished."""
-    ApiClient(url, key, ca=ca).delete(f"/cohorts/{cohort}")
+    _hub(url, key, ca).cohort(cohort).cancel()
     typer.echo(f"Cohort {cohort} is cancelled.")
 
 
@@ -102,96 +148,31 @@ def verify(
     ],
 ) -> None:
     """Check a cohort offline: its files, its certificate, and that the ledger has it. Needs no server."""
-    from privacy.cohort_certificate import CERTIFICATE_FILE, verify_certificate
     from privacy.merkle import LedgerVerificationError
-    from privacy.signing import SignatureError, VerifyKey
+    from privacy.signing import SignatureError
+    from server.researcher import UnreadableCohortError, verify_folder
 
     try:
-        certificate = json.loads((folder / CERTIFICATE_FILE).read_bytes())
-        files, unfinished = _files_of(folder)
-        verify_certificate(certificate, verify_key := VerifyKey.from_text(key), files)
-        packed = _files_in(folder / "cohort.zip")
-        verify_certificate(certificate, verify_key, packed)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise say_problem(f"{folder} holds no readable cohort: {error}") from None
+        typer.echo(repr(verify_folder(folder, key)))
+    except UnreadableCohortError as error:
+        raise say_problem(error) from None
     except SignatureError as error:
         raise say_problem(f"--key: {error}") from None
     except LedgerVerificationError as error:
         raise say_problem(f"this cohort does NOT hold: {error}") from None
-    statement, checked = certificate["statement"], {**files, **packed}
-    missing = sorted(set(statement["files"]) - set(checked))
-    typer.echo(
-        f"Holds: cohort {statement['cohort']}, {statement['num_patients']} synthetic patients, in the ledger"
-    )
-    typer.echo(f"at index {certificate['ledger']['index']}; study {statement['study']['name']}.")
-    for site in statement["privacy"]["sites"]:
-        typer.echo(f"  {site['site']}: epsilon {site['epsilon']} at delta {site['delta']}, cap {site['cap']}")
-    typer.echo(f"Unchanged: {', '.join(sorted(checked)) or 'no file is here'}")
-    if packed:
-        typer.echo(f"cohort.zip holds {len(packed)} of them.")
-    if missing:
-        typer.echo(f"Not here, so not checked: {', '.join(missing)}")
-    if unfinished:
-        typer.echo(f"Downloads that broke off, not checked; fetch again: {', '.join(unfinished)}")
 
 
-def _files_of(folder: Path) -> tuple[dict[str, str], list[str]]:
-    """Digests of a cohort's files by their names in the certificate, and downloads that broke off."""
-    from privacy.cohort_certificate import CERTIFICATE_FILE
+def _hub(url: str, key: str, ca: Path | None) -> Coordinator:
+    from server.researcher import Coordinator
 
-    found: dict[str, str] = {}
-    unfinished = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if not path.is_file() or path.name.startswith(".") or name == CERTIFICATE_FILE:
-            continue
-        if path.suffix == ".part":
-            unfinished.append(name)
-            continue
-        with path.open("rb") as file:
-            found[name] = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-    return found, unfinished
+    return Coordinator(url, key=key, ca=ca)
 
 
-def _files_in(archive: Path) -> dict[str, str]:
-    """Digests of the files that a cohort's zip holds; none where there is no zip."""
-    if not archive.is_file():
-        return {}
-    found = {}
-    with zipfile.ZipFile(archive) as opened:
-        for name in opened.namelist():
-            with opened.open(name) as file:
-                found[name] = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"  # type: ignore[arg-type]
-    return found
+def _names(columns: str) -> tuple[str, ...]:
+    return tuple(name for part in columns.split(",") if (name := part.strip()))
 
 
-def _fetch(api: ApiClient, cohort: str, to: Path) -> None:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    with Progress(*columns, TimeRemainingColumn()) as progress:
-        task = progress.add_task("drawing patients", total=100)
-        while (state := api.get(f"/cohorts/{cohort}"))["state"] in {"queued", "running"}:
-            progress.update(task, completed=state["percent"])
-            time.sleep(POLL_SECONDS)
-        progress.update(task, completed=100)
-    if state["state"] != "completed":
-        raise say_problem(f"the cohort is {state['state']}: {state['reason']}")
-    folder = to / cohort
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in state["files"]:
-        target = folder.joinpath(*PurePosixPath(file["name"]).parts)
-        if not target.resolve().is_relative_to(folder.resolve()):
-            raise say_problem(
-                f"the coordinator names a file {file['name']!r}, which would lie outside {folder}"
-            )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        api.download(f"/cohorts/{cohort}/files/{file['name']}", target)
-        with target.open("rb") as opened:
-            found = "sha256:" + hashlib.file_digest(opened, "sha256").hexdigest()
-        if found != file["digest"]:
-            target.unlink()
-            raise say_problem(
-                f"{file['name']} arrived with the digest {found}, not {file['digest']}; fetch again"
-            )
-        typer.echo(str(target))
+def _bring(cohort: Cohort, to: Path) -> None:
+    folder = cohort.download(to)
+    for file in cohort.last_status.files:
+        typer.echo(str(folder / file.name))

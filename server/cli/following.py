@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from server.cli.api_client import ApiClient, StreamError
+from server.api_client import ApiClient, StreamError
 
 POLL_SECONDS = 1.0
 MAX_BREAKS = 3  # of the stream in a row without an event; then the run is asked for instead
@@ -17,7 +17,7 @@ def follow_run(api: ApiClient, run_id: str) -> Iterator[tuple[str, dict[str, Any
     """What happens, until the run ends: (`message` or `state`, content), each message once.
 
     Raises:
-        typer.Exit: the run cannot be seen; the reason was printed.
+        CoordinatorError: the run cannot be seen.
     """
     last: str | None = None
     told = breaks = 0

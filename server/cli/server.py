@@ -75,7 +75,9 @@ def up(home: Home) -> None:
 
     opened = open_home(home)
     typer.echo(f"Starting the coordinator {opened.name!r}; Ctrl-C stops it. Logs: {opened.logs}")
-    typer.echo(f"Pages: {opened.api_url}/ on this machine, {opened.public_url}/ for others; sign in with an API key.")
+    typer.echo(
+        f"Pages: {opened.api_url}/ on this machine, {opened.public_url}/ for others; sign in with an API key."
+    )
     keep_running(coordinator_processes(opened), opened.logs)
 
 

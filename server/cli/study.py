@@ -8,10 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from privacy.cli.problem import say_problem
-from server.cli.api_client import ApiClient, Ca, Key, Url
+from server.api_client import ApiClient
+from server.cli.connection import ApiCommands, Ca, Key, Url
 from server.cli.following import follow_run
 
-app = typer.Typer(help="Studies and their runs: define, start, watch, stop, release.", no_args_is_help=True)
+app = typer.Typer(
+    cls=ApiCommands,
+    help="Studies and their runs: define, start, watch, stop, release.",
+    no_args_is_help=True,
+)
 RunId = Annotated[str, typer.Argument(help="The run's identifier, run-...")]
 
 

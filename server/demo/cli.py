@@ -54,6 +54,7 @@ def _run(folder: Path, console: Console, *, stay: bool) -> int:
     import signal
 
     from privacy.cli.supervisor import ProcessFailedError
+    from server.coordinator_error import CoordinatorError
     from server.demo.display import Display
     from server.demo.driver import Demo
     from server.demo.surface import SurfaceError
@@ -73,7 +74,7 @@ def _run(folder: Path, console: Console, *, stay: bool) -> int:
     except KeyboardInterrupt:
         console.print("\nStopping.", markup=False)
         return 130 if result is None else 0
-    except (SurfaceError, ProcessFailedError) as error:
+    except (SurfaceError, CoordinatorError, ProcessFailedError) as error:
         console.print(f"\nThe demo failed: {error}", markup=False)
         console.print(demo.processes.explain(str(error)), markup=False)
         return 1

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from models.study import Study
-from server.cli.api_client import ApiClient
+from server.api_client import ApiClient
 from server.demo.digits import DIGITS_STUDY, load_scans, picture_facts, read_pictures
 from server.demo.display import Display, PhaseLine
 from server.demo.parties import STUDY_FILE, Parties, create_parties, deal_patients
@@ -71,7 +71,8 @@ class Demo:
         """The whole job; the processes are still up when it returns.
 
         Raises:
-            SurfaceError: a command or a call failed.
+            SurfaceError: a command failed.
+            CoordinatorError: a call failed.
             ProcessFailedError: a process ended.
         """
         phase = self._display.phase
@@ -83,7 +84,7 @@ class Demo:
             self.processes.start(line)
         url = self.parties.api_url
         operator, researcher, auditor = (
-            ApiClient(url, keys[role], problem=SurfaceError) for role in ("operator", "researcher", "auditor")
+            ApiClient(url, keys[role]) for role in ("operator", "researcher", "auditor")
         )
         login = {"FEDTWIN_URL": url, "FEDTWIN_KEY": keys["operator"]}
         study, release, sites = self._train(STUDY_FILE, operator, login)

@@ -21,7 +21,7 @@ Outcome = TypeVar("Outcome")
 
 
 class SurfaceError(RuntimeError):
-    """A command or a call did not do what it should; the message quotes what it said."""
+    """A command did not do what it should; the message quotes what it said."""
 
 
 def fedtwin_command(*arguments: str | Path) -> tuple[str, ...]:

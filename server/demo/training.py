@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from models.study import Study
-from server.cli.api_client import ApiClient
+from server.api_client import ApiClient
 from server.demo.display import Display
 from server.demo.report import SitePrivacy
 from server.demo.surface import SurfaceError, poll

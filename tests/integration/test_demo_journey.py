@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from privacy.cli.supervisor import ProcessFailedError
-from server.cli.api_client import ApiClient
+from server.api_client import ApiClient
 from server.demo.display import PhaseLine
 from server.demo.parties import STUDY_FILE, Parties
 from server.demo.processes import DemoProcesses
@@ -72,7 +72,7 @@ def login(told: str, role: str) -> dict[str, str]:
 
 
 def watch(operator: dict[str, str], run: str, until: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    api = ApiClient(operator["FEDTWIN_URL"], operator["FEDTWIN_KEY"], problem=SurfaceError)
+    api = ApiClient(operator["FEDTWIN_URL"], operator["FEDTWIN_KEY"])
     return poll(
         lambda: api.get(f"/runs/{run}"), until=until, alive=lambda: None, what=run, timeout_seconds=600
     )
@@ -338,7 +338,7 @@ class TestAdversity:
                 "site", "spent", "--home", home / name / "site"
             )
         auditor = login(told, "auditor")
-        ApiClient(auditor["FEDTWIN_URL"], auditor["FEDTWIN_KEY"], problem=SurfaceError).download(
+        ApiClient(auditor["FEDTWIN_URL"], auditor["FEDTWIN_KEY"]).download(
             "/ledger/export", tmp_path / "ledger.zip"
         )
         key = json.loads((home / "coordinator" / "federation.json").read_text())["ledger_key"]

@@ -12,7 +12,8 @@ import time
 import pytest
 from rich.console import Console
 
-from server.cli.api_client import ApiClient
+from server.api_client import ApiClient
+from server.coordinator_error import CoordinatorError
 from server.demo.display import Display
 from server.demo.folder import LOCK_FILE, FolderError, demo_folder
 from server.demo.surface import SurfaceError, at_once, fedtwin, poll
@@ -113,15 +114,15 @@ def test_an_answer_that_is_an_error_is_quoted_and_the_key_is_sent():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Problem)
     threading.Thread(target=server.serve_forever).start()
     try:
-        api = ApiClient(f"http://127.0.0.1:{server.server_port}", "ftw_key", problem=SurfaceError)
+        api = ApiClient(f"http://127.0.0.1:{server.server_port}", "ftw_key")
         assert api.get("/there")["auth"] == "Bearer ftw_key"
-        with pytest.raises(SurfaceError, match="no /v1/missing"):
+        with pytest.raises(CoordinatorError, match="no /v1/missing"):
             api.get("/missing")
     finally:
         server.shutdown()
         server.server_close()
-    with pytest.raises(SurfaceError, match="nobody answers"):
-        api.get("/v1/there")
+    with pytest.raises(CoordinatorError, match="nobody answers"):
+        ApiClient(f"http://127.0.0.1:{server.server_port}", "ftw_key").get("/v1/there")
 
 
 def test_polling_ends_when_something_has_died():
