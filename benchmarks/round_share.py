@@ -188,8 +188,8 @@ def show(console: Console, study: Study, shares: list[RoundShare], sizes: Mappin
     console.print(table)
     if study.refine.rounds:
         console.print(
-            f"A refine request's parts: generator {sizes['generator']:,} bytes, new in each round; anchor "
-            f"{sizes['anchor']:,} and study {sizes['study']:,}, sent once."
+            f"A refine request's parts for one site: {sum(sizes.values()):,} bytes, of which {sizes['generator']:,} "
+            f"are new in each round; the anchor's {sizes['anchor']:,} and the study's {sizes['study']:,} travel once."
         )
 
 
