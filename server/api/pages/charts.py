@@ -102,11 +102,11 @@ def curve(points: Sequence[tuple[int, float]], title: str, *, unit: str = "") ->
 
 
 def meter(spent: float, cap: float | None, title: str) -> Markup:
-    """A spend against its cap; a full bar where it is used up, and a bare text where no cap is known."""
+    """A spend against its cap, in the colour of a fault where it is more, and a bare text where no cap is known."""
     if not cap or cap <= 0:
         return Markup('<span class="muted">no cap told</span>')
     part = min(max(spent / cap, 0.0), 1.0)
-    kind = "meter-used full" if part > 0.95 else "meter-used"
+    kind = "meter-used full" if spent > cap else "meter-used"
     drawn = (
         '<rect class="meter-room" x="0" y="0" width="160" height="10" rx="5"/>'
         f'<rect class="{kind}" x="0" y="0" width="{max(part * 160, 2):.1f}" height="10" rx="5"/>'
