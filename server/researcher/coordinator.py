@@ -84,7 +84,7 @@ class Coordinator:
         Raises:
             CoordinatorError: there is none, or none that may be seen.
         """
-        return read_details(self._api.get(f"/releases/{_digest(release)}"))
+        return read_details(self._api.get(_path(release)))
 
     def preview(
         self,
@@ -112,7 +112,7 @@ class Coordinator:
         import pandas as pd
 
         body = {"conditions": _conditions(where), "columns": list(columns), "seed": seed}
-        told = self._api.post(f"/releases/{_digest(release)}/preview", body, only_looks=True).json()
+        told = self._api.post(f"{_path(release)}/preview", body, only_looks=True).json()
         table = pd.DataFrame(told["rows"], columns=told["columns"])
         for name in ("synthetic", "release", "share_of_release", "share_is_exact", "effective_components"):
             table.attrs[name] = told[name]
@@ -189,8 +189,11 @@ def _given(name: str, value: str | None, variable: str) -> str:
 
 
 def _digest(release: Release | str) -> str:
-    """The release's digest, as part of a path."""
-    return quote(release if isinstance(release, str) else release.digest, safe=":")
+    return release if isinstance(release, str) else release.digest
+
+
+def _path(release: Release | str) -> str:
+    return f"/releases/{quote(_digest(release), safe=':')}"
 
 
 def _conditions(where: Conditions) -> list[Any]:
