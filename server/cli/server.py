@@ -87,14 +87,62 @@ def key(
     role: Annotated[str, typer.Option(help="operator, researcher or auditor.")],
     name: Annotated[str, typer.Option(help="Whom the key is for.")],
     days: Annotated[int, typer.Option(min=1, help="How long it is good.")] = 365,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this, such as releases:read or cohorts:write; may be repeated."),
+    ] = None,
+    rows_per_day: Annotated[
+        int | None, typer.Option(min=0, help="Synthetic patients per day; as in server.toml by default.")
+    ] = None,
 ) -> None:
     """Make an API key; it is shown this once and kept only as a hash."""
     import datetime as dt
 
+    from server.errors import InvalidError
     from server.keys import create_key
 
     with open_store(open_home(home)) as store:
-        typer.echo(create_key(store, role=role, owner=name, lifetime=dt.timedelta(days=days)).text)  # type: ignore[arg-type]
+        try:
+            made = create_key(
+                store,
+                role=role,  # type: ignore[arg-type]
+                owner=name,
+                lifetime=dt.timedelta(days=days),
+                scopes=scope,
+                rows_per_day=rows_per_day,
+            )
+        except InvalidError as error:
+            raise say_problem(error) from None
+    typer.echo(made.text)
+
+
+@app.command()
+def keys(home: Home) -> None:
+    """List the API keys; no secret is among them."""
+    from server.keys import list_keys
+
+    with open_store(open_home(home)) as store:
+        for one in list_keys(store):
+            end = f"until {one.expires_at:%Y-%m-%d}" if one.expires_at else "for good"
+            state = f"revoked on {one.revoked_at:%Y-%m-%d}" if one.revoked_at else end
+            scopes = f"  {', '.join(one.scopes)}" if one.scopes is not None else ""
+            typer.echo(f"{one.prefix}  {one.role:<10}  {one.owner}  {state}{scopes}")
+
+
+@app.command()
+def revoke_key(
+    home: Home, prefix: Annotated[str, typer.Argument(help="The key's public part, after ftw_.")]
+) -> None:
+    """Make an API key worthless from now on."""
+    from server.errors import NotFoundError
+    from server.keys import revoke_key as revoke
+
+    with open_store(open_home(home)) as store:
+        try:
+            revoke(store, prefix)
+        except NotFoundError as error:
+            raise say_problem(error) from None
+    typer.echo(f"Key {prefix} is revoked.")
 
 
 @app.command()
