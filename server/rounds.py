@@ -46,7 +46,8 @@ log = logging.getLogger("fedtwin.rounds")
 FIT_REPORT_SECONDS = 30.0
 RETRY_PAUSE_SECONDS = 2.0
 STOP_CHECK_SECONDS = 1.0
-QUOTE_DEADLINE_SECONDS = 60.0
+QUOTE_DEADLINE_SECONDS = 120.0
+WITNESS_DEADLINE_SECONDS = 60.0
 
 
 class RoundFailedError(Exception):
@@ -157,6 +158,8 @@ class RoundLoop:
     def _call_roll(self, number: int) -> None:
         """Know who takes part in a round: those ready before; everybody is quoted where they are too few.
 
+        A site that cannot be reached is asked again until the quorum is ready, one that says no is not.
+
         Raises:
             RoundFailedError: fewer than the quorum are ready.
             RunStoppedError: somebody asked to stop.
@@ -165,22 +168,29 @@ class RoundLoop:
         if len(self._roll.ready) >= self._study.federation.quorum:
             return
         self._report("quote", number - 1)
-        names = self._roll.candidates(number)
-        patience = self._patience(names)
-        replies = self._federation.exchange(
-            self._requests("quote", number, names, {}),
-            deadline_seconds=QUOTE_DEADLINE_SECONDS,
-            enough=patience,
-        )
-        if patience.stop_seen:
-            raise RunStoppedError
-        self._roll.send_away(names)
-        reasons = []
-        for site, reply in replies.items():
-            objection = self._hear_quote(site, reply)
-            if objection is not None:
-                reasons.append(f"{site}: {objection}")
-                self._say(f"does not take part: {site}: {objection}", "warning")
+        waiting = self._roll.candidates(number)
+        self._roll.send_away(waiting)
+        objections: dict[str, str] = {}
+        deadline = time.monotonic() + QUOTE_DEADLINE_SECONDS
+        while waiting:
+            patience = self._patience(waiting, quorum=self._study.federation.quorum - len(self._roll.ready))
+            replies = self._federation.exchange(
+                self._requests("quote", number, waiting, {}),
+                deadline_seconds=max(0.1, deadline - time.monotonic()),
+                enough=patience,
+            )
+            if patience.stop_seen or self._stop_requested():
+                raise RunStoppedError
+            objections |= {site: self._hear_quote(site, reply) or "" for site, reply in replies.items()}
+            # After a crash of the coordinator the sites' nodes are back within a minute, not at once.
+            waiting = [site for site, reply in replies.items() if isinstance(reply, SiteFailure)]
+            late = time.monotonic() + RETRY_PAUSE_SECONDS > deadline
+            if late or len(self._roll.ready) >= self._study.federation.quorum:
+                break
+            time.sleep(RETRY_PAUSE_SECONDS)
+        reasons = [f"{site}: {objection}" for site, objection in objections.items() if objection]
+        for reason in reasons:
+            self._say(f"does not take part: {reason}", "warning")
         self._need_quorum(len(self._roll.ready), "ready", reasons)
 
     def _hear_quote(self, site: str, reply: RoundReply | SiteFailure) -> str | None:
@@ -459,7 +469,7 @@ class RoundLoop:
         requests = self._requests("witness", self._study.num_rounds, names, {})
         patience = self._patience(names)
         replies = self._federation.exchange(
-            requests, deadline_seconds=QUOTE_DEADLINE_SECONDS, enough=patience
+            requests, deadline_seconds=WITNESS_DEADLINE_SECONDS, enough=patience
         )
         for site, reply in replies.items():
             if isinstance(reply, RoundReply):

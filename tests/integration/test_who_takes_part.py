@@ -146,6 +146,27 @@ def test_a_site_that_stays_away_is_quoted_less_and_less_often(lab) -> None:
     assert federation.of("ash", "measure", "refine") == []
 
 
+def test_sites_that_are_away_for_a_moment_do_not_fail_the_run_and_one_that_says_no_is_not_asked_twice(
+    lab, monkeypatch
+) -> None:
+    monkeypatch.setattr("server.rounds.RETRY_PAUSE_SECONDS", 0.05)
+    run = start(lab)
+    lab.sites["cedar"].policy_file.write_text(
+        lab.sites["cedar"]
+        .policy_file.read_text()
+        .replace("epsilon_per_study = 20.0", "epsilon_per_study = 0.1")
+    )
+
+    def restarting(site: str, request: RoundRequest) -> Reply | None:
+        away = request.kind == "quote" and federation.of(site, "quote").count(1) < 3 and site != "cedar"
+        return SiteFailure(code="unavailable", reason="the site is not connected") if away else None
+
+    federation = Changed(lab, restarting)
+    assert run_rounds(federation, lab.store, run) is not None
+    assert federation.of("ash", "quote") == [1, 1, 1]
+    assert federation.of("cedar", "quote")[:2] == [1, 2]  # once for round 1, then beside it
+
+
 def test_a_site_that_left_is_not_asked_again(lab) -> None:
     run = start(lab)
 
