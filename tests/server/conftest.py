@@ -36,6 +36,7 @@ from server.federation_facts import FederationFacts
 from server.home import CoordinatorHome
 from server.keys import create_key
 from server.migrations import migrate
+from server.previews import Previewer
 from server.round_records import SiteOutcome
 from server.store import Store
 
@@ -380,3 +381,20 @@ def api(store: Store, facts: FederationFacts) -> Iterator[Api]:
     app = create_app(store=store, starter=starter, facts=facts)
     yield Api(client=TestClient(app, raise_server_exceptions=False), starter=starter, keys=keys)
     app.state.previewer.close()
+
+
+@pytest.fixture(scope="session")
+def shared_previewer() -> Iterator[Previewer]:
+    """One process that draws previews, for all tests that only want some: its start takes seconds."""
+    shared = Previewer(seconds=60)
+    yield shared
+    shared.close()
+
+
+@pytest.fixture
+def quick_previews(api: Api, shared_previewer: Previewer) -> Iterator[None]:
+    """The application draws its previews in the shared process."""
+    state = api.client.app.state  # type: ignore[attr-defined]
+    own, state.previewer = state.previewer, shared_previewer
+    yield
+    state.previewer = own

@@ -7,17 +7,21 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from models.study import Study
 from server import cohorts, keys, releases, round_records, runs, sites
 from server.api.pages import mount
 from server.api.pages.sessions import COOKIE, LIFETIME
 from server.cohorts import CohortRequest
+from server.tables import SiteRow
 
 ORIGIN = "https://testserver"
+pytestmark = pytest.mark.usefixtures("quick_previews")
 EVERYBODY = {"operator", "researcher", "auditor"}
 READERS = {"operator", "auditor"}
 ASKERS = {"operator", "researcher"}
@@ -198,6 +202,8 @@ def test_behind_the_gateway_the_browsers_own_name_for_us_counts(visitor: Visitor
     assert visitor.post("/sites/invitations", {"site": "saint-mary"}, headers=theirs).status_code == 200
     public = {"Origin": facts.api_url, "X-Forwarded-Host": "10.0.0.7"}
     assert visitor.post("/sites/invitations", {"site": "saint-jo"}, headers=public).status_code == 200
+    usual = {"Origin": "https://coordinator.example.org", "X-Forwarded-Host": "coordinator.example.org:443"}
+    assert visitor.post("/sites/invitations", {"site": "saint-ann"}, headers=usual).status_code == 200
 
 
 def test_a_session_ends_with_its_key(visitor: Visitor, store) -> None:
@@ -338,6 +344,46 @@ def test_a_form_that_cannot_be_read_is_a_page_that_says_so(visitor: Visitor) -> 
         assert "<h1>" in answer.text
 
 
+ODD = (
+    "",
+    "-1",
+    "1e400",
+    "nan",
+    "²",
+    "9" * 500,
+    "\u202e",
+    "'",
+    "`x`",
+    "age>",
+    "__import__('os')",
+    "(" * 300,
+    "😀",
+    "../..",
+)
+
+
+BUILDER_FIELDS = "num_patients seed where c0.in c1.from c1.to c2.is c2.missing columns formats".split()
+SEARCHES = "/?q= /?page= /releases/ /cohorts?cursor= /cohorts/ /ledger?page= /ledger/entries/".split()
+
+
+def test_odd_words_are_never_the_coordinators_mistake(visitor: Visitor, scenario) -> None:
+    release = scenario.release()
+    visitor.sign_in("operator")
+    token = visitor.form_token()
+    forms = [path for method, path in PAGES if method == "POST" and path != "/sign-out"]
+    for number, word in enumerate(ODD):
+        fields = dict.fromkeys(
+            BUILDER_FIELDS[number % 3 :: 3] + ["study", "site", "hours", "reason", "key"], word
+        )
+        fields |= {"form_token": token, "release": release.digest}
+        for path in forms[number % 2 :: 2]:
+            filled = re.sub(r"\{\w+\}", quote(word, safe="") or "x", path)
+            answer = visitor.client.post(filled, data=fields, follow_redirects=False)
+            assert answer.status_code < 500, (path, word, answer.text)
+        for path in SEARCHES[number % 2 :: 2]:
+            assert visitor.get(path + quote(word, safe="")).status_code < 500, (path, word)
+
+
 MARKUP = "<img src=x onerror=alert(1)>\"'&{{7*7}}"
 
 
@@ -345,15 +391,11 @@ def test_names_with_markup_stay_text_on_every_page(visitor: Visitor, scenario, s
     title = MARKUP.replace('"', '\\"')
     text = study_toml.replace("Heart disease at three hospitals", title)
     text = text.replace('"female"', f'"{title}"').replace('name = "sex"', f'name = "sex"\ntitle = "{title}"')
-    from models.study import Study
-
     scenario.study = Study.from_toml(text.replace('unit = "a"', f'unit = "{title}"\ndescription = "{title}"'))
     release = scenario.release()
     store = scenario.store
     key = next(iter(scenario.keys.values()))
     with store.database.write() as session:
-        from server.tables import SiteRow
-
         row = session.get(SiteRow, key.public.name)
         assert row is not None
         row.title = MARKUP

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import re
 import zipfile
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,10 @@ from privacy.merkle import leaf_hash, verify_inclusion
 from privacy.signing import SigningKey
 from server import cohorts, invitations, jobs, ledger_store, releases, round_records, runs, sites, studies
 from server.api.pages import distributions, rendering
-from server.previews import Previewer
 from server.spends import study_spends
 
 ORIGIN = "https://testserver"
+pytestmark = pytest.mark.usefixtures("quick_previews")
 
 
 @pytest.fixture
@@ -75,20 +74,6 @@ def _token(page: str) -> str:
 def words(page: str) -> str:
     """A page's text, as one line."""
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
-
-
-@pytest.fixture(scope="module")
-def previewer() -> Iterator[Previewer]:
-    shared = Previewer(seconds=60)
-    yield shared
-    shared.close()
-
-
-@pytest.fixture(autouse=True)
-def _one_preview_worker_for_all(api, previewer: Previewer) -> Iterator[None]:
-    own, api.client.app.state.previewer = api.client.app.state.previewer, previewer
-    yield
-    api.client.app.state.previewer = own
 
 
 @pytest.fixture

@@ -93,14 +93,12 @@ class Site:
 
 
 @pytest.fixture
-def site(own_home, browser) -> Iterator[Site]:
+def site(own_home, browser, shared_previewer) -> Iterator[Site]:
     home, scenario = own_home
     release = scenario.release()
-    api = uvicorn.Config(
-        create_app(home, store=scenario.store, starter=NoFederation()),
-        port=home.api_port,
-        log_level="warning",
-    )
+    app = create_app(home, store=scenario.store, starter=NoFederation())
+    app.state.previewer = shared_previewer
+    api = uvicorn.Config(app, port=home.api_port, log_level="warning")
     stopped = threading.Event()
     servers = [uvicorn.Server(api), uvicorn.Server(server_config(make_gateway(home), home))]
     threads = [threading.Thread(target=one.run) for one in servers]

@@ -128,16 +128,14 @@ def check_origin(request: Request) -> None:
     origin = request.headers.get("origin", "")
     host = request.headers.get("x-forwarded-host", request.headers.get("host", ""))
     facts = request.app.state.facts
-    ours = {host.lower()} | ({urlsplit(facts.api_url).netloc.lower()} if facts is not None else set())
+    ours = {host.lower(), "" if facts is None else urlsplit(facts.api_url).netloc.lower()}
     try:
         theirs = urlsplit(origin).netloc.lower()
     except ValueError:
         theirs = ""
-    if (
-        not theirs
-        or theirs not in ours
-        or request.headers.get("sec-fetch-site", "same-origin") != "same-origin"
-    ):
+    known = ours | {one.removesuffix(":443") for one in ours}  # a browser leaves the usual port out
+    same = request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
+    if not theirs or theirs not in known or not same:
         raise ProblemError(
             403,
             "forbidden",

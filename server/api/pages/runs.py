@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
+from pydantic import ValidationError
 
 from server import releases, round_records, runs, sites, studies
 from server.api import runs as api
@@ -13,6 +14,7 @@ from server.api.auth import StoreDep
 from server.api.pages.access import Operator, OperatorOrAuditor, Posted
 from server.api.pages.rendering import render
 from server.api.paging import decode_cursor, encode_cursor
+from server.errors import NotFoundError
 from server.round_records import RecordedRound
 from server.runs import ACTIVE_STATES
 from server.spends import run_spends
@@ -48,7 +50,10 @@ def list_runs(
 @router.post("")
 def start(request: Request, session: Operator, form: Posted, store: StoreDep) -> Response:
     """Start a run of a study over all enrolled sites."""
-    wanted = api.RunRequest(study=form.one("study"))
+    try:
+        wanted = api.RunRequest(study=form.one("study"))
+    except ValidationError:
+        raise NotFoundError("study", form.one("study")) from None
     run = api.create_run(wanted=wanted, key=session.key, store=store, request=request, response=Response())
     return RedirectResponse(f"/runs/{run.id}", 303)
 
