@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from server.flower_adapter import FlowerFederation
 from server.home import CoordinatorHome
 from server.rounds import run_rounds
-from server.runs import read_ticket
+from server.run_attempts import read_ticket
 from server.store import Store
 
 app = ServerApp()

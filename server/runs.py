@@ -2,11 +2,7 @@
 
 States: queued -> running -> completed | failed | stopped, with stopping between a request to stop and the end;
 failed and stopped runs resume from their last recorded round when a person says so. A run whose round loop died
-is queued again by itself, at most MAX_RESTARTS times without a recorded round in between.
-
-A run is queued durably and started later, so that whoever starts it may die in between. Each time that it is
-queued is another attempt, and an attempt belongs to the first Flower run that claims it: one that was started
-twice, or for an earlier attempt, is turned away by `start_running` and can write nothing.
+is queued again by itself, a few times (`server.run_attempts`).
 
 All of the round loop's writes are idempotent per (run, round), so it may be killed anywhere and started again:
 
@@ -35,7 +31,6 @@ from server.tables import RoundRow, RunMessageRow, RunRow, RunState, SiteRow, St
 
 ACTIVE_STATES = frozenset({"queued", "running", "stopping"})
 MAX_MESSAGES = 500
-MAX_RESTARTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,23 +77,6 @@ class RunMessage:
     text: str
 
 
-def write_ticket(run: Run) -> str:
-    """What a Flower run is told of the attempt that it is started for."""
-    return f"{run.id}/{run.attempt}"
-
-
-def read_ticket(ticket: str) -> tuple[str, int]:
-    """Run and attempt, as `write_ticket` wrote them.
-
-    Raises:
-        InvalidError: it is no ticket.
-    """
-    run_id, _, attempt = ticket.partition("/")
-    if not attempt.isascii() or not attempt.isdecimal():
-        raise InvalidError("run", f"run is {ticket!r}; it must be a run's identifier, a slash and a number")
-    return run_id, int(attempt)
-
-
 def create_run(store: Store, study: str, *, started_by: str) -> Run:
     """Queue a run of a study over all enrolled sites.
 
@@ -142,8 +120,8 @@ def create_run(store: Store, study: str, *, started_by: str) -> Run:
         )
         session.add(run)
         session.flush()
-        _say(store, session, run.id, f"queued over {len(sites)} sites: {', '.join(sites)}")
-        return _run(run)
+        say_in(store, session, run.id, f"queued over {len(sites)} sites: {', '.join(sites)}")
+        return run_value(run)
 
 
 def resume_run(store: Store, run_id: str) -> Run:
@@ -160,47 +138,9 @@ def resume_run(store: Store, run_id: str) -> Run:
         _refuse_second(store, session)
         run.active, run.stop_requested, run.restarts = 1, False, 0
         run.reason, run.ended_at = "", None
-        _queue_again(run)
-        _say(store, session, run_id, f"resumed after round {_last_recorded(session, run_id)}")
-        return _run(run)
-
-
-def restart_run(store: Store, run_id: str, *, attempt: int, why: str) -> Run:
-    """Queue an active run again whose round loop died; one that a person asked to stop is stopped instead.
-
-    Does nothing when the attempt is over already: two who notice the same death restart the run once.
-
-    Args:
-        attempt: that died.
-        why: for the operator.
-
-    Raises:
-        NotFoundError: no such run.
-    """
-    with store.database.write() as session:
-        run = _row(session, run_id, lock=True)
-        if run.state not in ACTIVE_STATES or run.attempt != attempt:
-            return _run(run)
-        if run.stop_requested:
-            _end(store, session, run, "stopped", f"stopped on request, while the round loop had ended: {why}")
-            return _run(run)
-        last = _last_recorded(session, run_id)
-        if run.restarts_round != last:
-            run.restarts, run.restarts_round = 0, last
-        if run.restarts >= MAX_RESTARTS:
-            reason = (
-                f"the round loop ended {run.restarts + 1} times in round {last + 1} ({why}); resume the run"
-            )
-            _end(store, session, run, "failed", reason)
-            return _run(run)
-        run.restarts += 1
-        _queue_again(run)
-        text = (
-            f"the round loop ended ({why}); goes on by itself after round {last} "
-            f"({run.restarts} of at most {MAX_RESTARTS} times)"
-        )
-        _say(store, session, run_id, text, level="warning")
-        return _run(run)
+        queue_again(run)
+        say_in(store, session, run_id, f"resumed after round {last_recorded(session, run_id)}")
+        return run_value(run)
 
 
 def start_running(
@@ -230,23 +170,7 @@ def start_running(
             run.state, run.started_at = "running", run.started_at or store.clock()
         if flower_run_id is not None:
             run.flower_run_id = flower_run_id
-        return _run(run)
-
-
-def note_flower_run(store: Store, run_id: str, flower_run_id: str, *, attempt: int) -> Run:
-    """Remember in which Flower run an attempt is worked on, whatever state the run has reached meanwhile.
-
-    Returns:
-        The run; its `flower_run_id` is another one where that came first, or the attempt is over.
-
-    Raises:
-        NotFoundError: no such run.
-    """
-    with store.database.write() as session:
-        run = _row(session, run_id, lock=True)
-        if run.flower_run_id is None and run.attempt == attempt:
-            run.flower_run_id = flower_run_id
-        return _run(run)
+        return run_value(run)
 
 
 def report_progress(
@@ -275,7 +199,7 @@ def add_message(store: Store, run_id: str, text: str, *, level: str = "info") ->
     """Note what happened, in words for the operator; nothing about patients, ever."""
     with store.database.write() as session:
         _row(session, run_id)
-        _say(store, session, run_id, text, level=level)
+        say_in(store, session, run_id, text, level=level)
 
 
 def request_stop(store: Store, run_id: str) -> Run:
@@ -290,14 +214,14 @@ def request_stop(store: Store, run_id: str) -> Run:
         if run.state not in ACTIVE_STATES:
             raise ConflictError(f"run {run_id!r} is {run.state} already; there is nothing to stop")
         if run.stop_requested:
-            return _run(run)
+            return run_value(run)
         run.stop_requested = True
-        _say(store, session, run_id, "asked to stop")
+        say_in(store, session, run_id, "asked to stop")
         if run.state == "queued":
             _end(store, session, run, "stopped", "stopped before it started")
         else:
             run.state = "stopping"
-        return _run(run)
+        return run_value(run)
 
 
 def stop_requested(store: Store, run_id: str) -> bool:
@@ -328,9 +252,9 @@ def finish_run(
     with store.database.write() as session:
         run = _row(session, run_id, lock=True)
         if attempt is not None and run.attempt != attempt:
-            return _run(run)
+            return run_value(run)
         end_in(store, session, run, state, reason)
-        return _run(run)
+        return run_value(run)
 
 
 def end_in(store: Store, session: Session, run: RunRow, state: RunState, reason: str) -> None:
@@ -349,14 +273,14 @@ def get_run(store: Store, run_id: str) -> Run:
         NotFoundError: there is none.
     """
     with store.database.read() as session:
-        return _run(_row(session, run_id))
+        return run_value(_row(session, run_id))
 
 
 def active_run(store: Store) -> Run | None:
     """The one run that is queued, running or stopping, if any."""
     with store.database.read() as session:
         row = session.scalars(select(RunRow).where(RunRow.active == 1)).first()
-        return None if row is None else _run(row)
+        return None if row is None else run_value(row)
 
 
 def list_runs(
@@ -370,7 +294,7 @@ def list_runs(
         at, last = before
         query = query.where((RunRow.created_at < at) | ((RunRow.created_at == at) & (RunRow.id < last)))
     with store.database.read() as session:
-        return [_run(row) for row in session.scalars(query)]
+        return [run_value(row) for row in session.scalars(query)]
 
 
 def run_messages(store: Store, run_id: str, *, limit: int = MAX_MESSAGES) -> list[RunMessage]:
@@ -409,11 +333,13 @@ def _refuse_second(store: Store, session: Session) -> None:
         raise ConflictError(f"run {active!r} is active and there is one at a time; wait for it or stop it")
 
 
-def _queue_again(run: RunRow) -> None:
+def queue_again(run: RunRow) -> None:
+    """Let a run wait for its next attempt, inside the caller's transaction."""
     run.state, run.flower_run_id, run.attempt = "queued", None, run.attempt + 1
 
 
-def _last_recorded(session: Session, run_id: str) -> int:
+def last_recorded(session: Session, run_id: str) -> int:
+    """The last recorded round; 0 before the first."""
     query = select(RoundRow.round).where(RoundRow.run == run_id).order_by(RoundRow.round.desc()).limit(1)
     return session.scalars(query).first() or 0
 
@@ -424,14 +350,16 @@ def _end(store: Store, session: Session, run: RunRow, state: RunState, reason: s
     if state == "completed":
         run.phase, run.percent = "done", 100.0
     level = "error" if state == "failed" else "info"
-    _say(store, session, run.id, f"{state}: {reason}" if reason else state, level=level)
+    say_in(store, session, run.id, f"{state}: {reason}" if reason else state, level=level)
 
 
-def _say(store: Store, session: Session, run_id: str, text: str, *, level: str = "info") -> None:
+def say_in(store: Store, session: Session, run_id: str, text: str, *, level: str = "info") -> None:
+    """`add_message` inside the caller's transaction."""
     session.add(RunMessageRow(run=run_id, at=store.clock(), level=level, text=text))
 
 
-def _run(row: RunRow) -> Run:
+def run_value(row: RunRow) -> Run:
+    """A row as what callers get."""
     return Run(
         id=row.id,
         study=row.study,

@@ -6,7 +6,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Protocol
 
-from server import runs, sites
+from server import run_attempts, runs, sites
 from server.store import Store
 
 if TYPE_CHECKING:
@@ -63,13 +63,13 @@ class FlowerStarter:
             run = runs.get_run(self._store, run_id)
             if run.flower_run_id is not None:
                 return run.flower_run_id
-            ticket = {"run": runs.write_ticket(run)}
+            ticket = {"run": run_attempts.write_ticket(run)}
             try:
                 with Control(self._home) as control:
                     self._register(control.register_site)
                     found = control.find_run(ticket)
                     flower_run_id = str(control.start_run(ticket) if found is None else found)
-                    noted = runs.note_flower_run(
+                    noted = run_attempts.note_flower_run(
                         self._store, run_id, flower_run_id, attempt=run.attempt
                     ).flower_run_id
                     if noted != flower_run_id:  # another process was first, or the run is past this attempt
@@ -132,7 +132,7 @@ class FlowerStarter:
             reason = f"stopped by Flower's own means ({why}); resume the run"
             runs.finish_run(self._store, run.id, "stopped", reason=reason, attempt=run.attempt)
         else:
-            runs.restart_run(self._store, run.id, attempt=run.attempt, why=why)
+            run_attempts.restart_run(self._store, run.id, attempt=run.attempt, why=why)
 
     def _pending(self) -> bool:
         """Whether a node is still to be let in or out."""

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi.testclient import TestClient
 
 from privacy.cli.supervisor import Supervisor
-from server import runs, sites
+from server import run_attempts, runs, sites
 from server.api.app import create_app
 from server.api.starter import FlowerStarter
 from server.flower_control import Control
@@ -104,14 +104,14 @@ def _a_run_outlives_its_starter(home: CoordinatorHome, store: Store, starter: Fl
     starter.take_up()
     assert starter.start(run.id) == started.flower_run_id
     with Control(home) as control:
-        assert control.find_run({"run": runs.write_ticket(run)}) == int(started.flower_run_id)
+        assert control.find_run({"run": run_attempts.write_ticket(run)}) == int(started.flower_run_id)
 
     # Its round loop dies: it is queued and started again by itself, in another Flower run.
     runs.start_running(store, run.id, attempt=1, flower_run_id=started.flower_run_id)
-    assert runs.restart_run(store, run.id, attempt=1, why="killed").state == "queued"
+    assert run_attempts.restart_run(store, run.id, attempt=1, why="killed").state == "queued"
     # The API dies between starting that Flower run and noting it: the next one finds and adopts it.
     with Control(home) as control:
-        orphan = control.start_run({"run": runs.write_ticket(runs.get_run(store, run.id))})
+        orphan = control.start_run({"run": run_attempts.write_ticket(runs.get_run(store, run.id))})
     starter.take_up()
     assert runs.get_run(store, run.id).flower_run_id == str(orphan)
 

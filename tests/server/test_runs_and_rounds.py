@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from server import ledger_store, releases, round_records, runs, sites, spends, studies
+from server import ledger_store, releases, round_records, run_attempts, runs, sites, spends, studies
 from server.errors import ConflictError, InvalidError, NotFoundError
 from server.round_records import SiteOutcome
 from server.store import StoredFileError
@@ -149,53 +149,58 @@ def test_a_run_resumes_after_its_last_recorded_round(ready) -> None:
 def test_a_run_whose_loop_died_goes_on_by_itself_and_not_for_ever(ready) -> None:
     run = ready.start()
     ready.record(run, 1)
-    for number in range(1, runs.MAX_RESTARTS + 1):
-        again = runs.restart_run(ready.store, run, attempt=number, why="killed")
+    for number in range(1, run_attempts.MAX_RESTARTS + 1):
+        again = run_attempts.restart_run(ready.store, run, attempt=number, why="killed")
         assert (again.state, again.attempt) == ("queued", number + 1)
         runs.start_running(ready.store, run, attempt=number + 1)
-    ended = runs.restart_run(ready.store, run, attempt=runs.MAX_RESTARTS + 1, why="killed")
+    ended = run_attempts.restart_run(ready.store, run, attempt=run_attempts.MAX_RESTARTS + 1, why="killed")
     assert ended.state == "failed"
     assert "ended 6 times in round 2 (killed); resume the run" in ended.reason
     runs.resume_run(ready.store, run)  # a person: the count starts anew
-    assert runs.restart_run(ready.store, run, attempt=ended.attempt + 1, why="killed").state == "queued"
+    assert (
+        run_attempts.restart_run(ready.store, run, attempt=ended.attempt + 1, why="killed").state == "queued"
+    )
     said = [message.text for message in runs.run_messages(ready.store, run)]
     assert "the round loop ended (killed); goes on by itself after round 1 (1 of at most 5 times)" in said
 
 
 def test_a_recorded_round_starts_the_count_of_restarts_anew(ready) -> None:
     run = ready.start()
-    for number in range(1, runs.MAX_RESTARTS + 1):
-        runs.restart_run(ready.store, run, attempt=number, why="killed")
+    for number in range(1, run_attempts.MAX_RESTARTS + 1):
+        run_attempts.restart_run(ready.store, run, attempt=number, why="killed")
     ready.record(run, 1)
-    assert runs.restart_run(ready.store, run, attempt=runs.MAX_RESTARTS + 1, why="killed").state == "queued"
+    assert (
+        run_attempts.restart_run(ready.store, run, attempt=run_attempts.MAX_RESTARTS + 1, why="killed").state
+        == "queued"
+    )
 
 
 def test_two_who_notice_one_death_restart_a_run_once(ready) -> None:
     run = ready.start()
-    assert runs.restart_run(ready.store, run, attempt=1, why="killed").attempt == 2
-    assert runs.restart_run(ready.store, run, attempt=1, why="killed").attempt == 2
+    assert run_attempts.restart_run(ready.store, run, attempt=1, why="killed").attempt == 2
+    assert run_attempts.restart_run(ready.store, run, attempt=1, why="killed").attempt == 2
 
 
 def test_a_run_that_a_person_stopped_is_never_taken_up_by_itself(ready) -> None:
     run = ready.start()
     runs.request_stop(ready.store, run)
-    assert runs.restart_run(ready.store, run, attempt=1, why="killed").state == "stopped"
-    assert runs.restart_run(ready.store, run, attempt=1, why="killed").state == "stopped"
+    assert run_attempts.restart_run(ready.store, run, attempt=1, why="killed").state == "stopped"
+    assert run_attempts.restart_run(ready.store, run, attempt=1, why="killed").state == "stopped"
 
 
 def test_of_two_flower_runs_for_one_attempt_one_works_and_an_old_one_can_write_nothing(ready) -> None:
     run = runs.create_run(ready.store, "heart", started_by="olga")
-    assert runs.read_ticket(runs.write_ticket(run)) == (run.id, 1)
+    assert run_attempts.read_ticket(run_attempts.write_ticket(run)) == (run.id, 1)
     runs.start_running(ready.store, run.id, attempt=1, flower_run_id="7")
-    assert runs.note_flower_run(ready.store, run.id, "8", attempt=1).flower_run_id == "7"
+    assert run_attempts.note_flower_run(ready.store, run.id, "8", attempt=1).flower_run_id == "7"
     with pytest.raises(ConflictError, match="in Flower run 7; nothing was done in 8"):
         runs.start_running(ready.store, run.id, attempt=1, flower_run_id="8")
-    runs.restart_run(ready.store, run.id, attempt=1, why="killed")
+    run_attempts.restart_run(ready.store, run.id, attempt=1, why="killed")
     with pytest.raises(ConflictError, match="attempt 1 is over"):
         runs.start_running(ready.store, run.id, attempt=1, flower_run_id="7")
     assert runs.finish_run(ready.store, run.id, "failed", reason="late", attempt=1).state == "queued"
     with pytest.raises(InvalidError, match="must be a run's identifier, a slash and a number"):
-        runs.read_ticket("run-1")
+        run_attempts.read_ticket("run-1")
 
 
 def test_stopping_is_a_request_that_the_loop_sees(ready) -> None:
