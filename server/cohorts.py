@@ -1,26 +1,19 @@
-"""Cohorts: requests for synthetic patients, and the queue that worker processes take them from.
-
-A worker claims a job for a while and renews the claim as it goes; if it dies the claim runs out and another
-worker takes the job up from the start: the same seed gives the same bytes, so nothing is lost or doubled. Only
-the holder of the claim can finish a job.
-"""
+"""Cohorts: requests for synthetic patients, and what became of them. `server.cohort_queue` is the workers' side."""
 
 from __future__ import annotations
 
 import datetime as dt
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.conditions import ConditionError, parse_conditions
 from models.schema import StudySchema
 from privacy.canonical import CanonicalError, digest
-from privacy.ledger import CohortDrawn
-from server import ledger_store
 from server.errors import ConflictError, InvalidError, NotFoundError
 from server.releases import get_release
 from server.row_quotas import quota_in, require_rows
@@ -31,18 +24,12 @@ from server.tables import CohortRow, CohortState
 MAX_PATIENTS = 10_000_000
 MAX_SEED = 2**53 - 1
 MAX_CONDITIONS = 100
-MAX_ATTEMPTS = 3
-CLAIM_TIME = dt.timedelta(seconds=60)
 Format = Literal["csv", "parquet", "jsonl", "fhir", "omop", "png", "dicom", "zip"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 DEFAULT_FORMATS: tuple[Format, ...] = ("csv", "parquet")
 OPEN_STATES = ("queued", "running")
 # As it is told: the files of a completed cohort are removed after a while.
 ToldState = CohortState | Literal["expired"]
-
-
-class ClaimLostError(Exception):
-    """The job was cancelled, or another worker has it: stop and write nothing more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,14 +140,6 @@ class Cohort:
         return round(elapsed * (self.request.num_patients - self.patients_done) / self.patients_done, 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """A job in a worker's hands."""
-
-    cohort: Cohort
-    token: str
-
-
 def create_cohort(
     store: Store,
     request: CohortRequest,
@@ -211,7 +190,7 @@ def create_cohort(
                         "Idempotency-Key",
                         f"this Idempotency-Key stands for another request, cohort {known.id}",
                     )
-                return _cohort(store, known)
+                return cohort_of(store, known)
         require_rows(quota_in(store, session, owner, rows_per_day=rows_per_day), request.num_patients)
         row = CohortRow(
             id=f"cohort-{secrets.token_hex(6)}",
@@ -229,7 +208,7 @@ def create_cohort(
         )
         session.add(row)
         session.flush()
-        return _cohort(store, row)
+        return cohort_of(store, row)
 
 
 def get_cohort(store: Store, cohort_id: str) -> Cohort:
@@ -239,7 +218,7 @@ def get_cohort(store: Store, cohort_id: str) -> Cohort:
         NotFoundError: there is none.
     """
     with store.database.read() as session:
-        return _cohort(store, _row(session, cohort_id))
+        return cohort_of(store, row_of(session, cohort_id))
 
 
 def list_cohorts(
@@ -255,7 +234,7 @@ def list_cohorts(
             (CohortRow.created_at < at) | ((CohortRow.created_at == at) & (CohortRow.id < last))
         )
     with store.database.read() as session:
-        return [_cohort(store, row) for row in session.scalars(query)]
+        return [cohort_of(store, row) for row in session.scalars(query)]
 
 
 def cancel_cohort(store: Store, cohort_id: str) -> Cohort:
@@ -266,130 +245,16 @@ def cancel_cohort(store: Store, cohort_id: str) -> Cohort:
         ConflictError: it is finished.
     """
     with store.database.write() as session:
-        row = _row(session, cohort_id, lock=True)
+        row = row_of(session, cohort_id, lock=True)
         if row.state == "cancelled":
-            return _cohort(store, row)
+            return cohort_of(store, row)
         if row.state not in OPEN_STATES:
             raise ConflictError(
                 f"cohort {cohort_id!r} is {row.state}; only a queued or running one can be cancelled"
             )
         row.cancel_requested = True
-        _end(store, row, "cancelled", "cancelled on request")
-        return _cohort(store, row)
-
-
-def has_work(store: Store) -> bool:
-    """Whether there may be a job to take; only reads."""
-    with store.database.read() as session:
-        return session.scalars(select(CohortRow.id).where(_unclaimed(store)).limit(1)).first() is not None
-
-
-def claim_next(store: Store) -> Claim | None:
-    """Take the oldest job that nobody works on: queued, or running under a claim that ran out."""
-    now = store.clock()
-    with store.database.write() as session:
-        query = (
-            select(CohortRow)
-            .where(_unclaimed(store))
-            .order_by(CohortRow.created_at, CohortRow.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
-        row = session.scalars(query).first()
-        if row is None:
-            return None
-        if row.attempts >= MAX_ATTEMPTS:
-            _end(store, row, "failed", f"{row.attempts} workers died of it; tell the operator")
-            return None
-        row.state, row.started_at = "running", now
-        row.claim, row.claimed_until = secrets.token_hex(16), now + CLAIM_TIME
-        row.attempts += 1
-        row.patients_done = 0
-        return Claim(cohort=_cohort(store, row), token=row.claim)
-
-
-def report_patients(store: Store, claim: Claim, done: int) -> None:
-    """Say how many patients are written, and renew the claim.
-
-    Raises:
-        ClaimLostError: the job was cancelled or another worker has it.
-    """
-    with store.database.write() as session:
-        row = _claimed(session, claim)
-        row.patients_done, row.claimed_until = done, store.clock() + CLAIM_TIME
-
-
-def release_claim(store: Store, claim: Claim) -> None:
-    """Put a job back, as a worker does that is asked to end; it does not count as an attempt."""
-    with store.database.write() as session:
-        row = session.get(CohortRow, claim.cohort.id, with_for_update=True)
-        if row is not None and row.state == "running" and row.claim == claim.token:
-            row.state, row.claim, row.claimed_until = "queued", None, None
-            row.attempts -= 1
-
-
-def fail_cohort(store: Store, claim: Claim, reason: str) -> None:
-    """End a job as failed, with a reason for the researcher.
-
-    Raises:
-        ClaimLostError: the job was cancelled or another worker has it.
-    """
-    with store.database.write() as session:
-        _end(store, _claimed(session, claim), "failed", reason)
-
-
-def log_cohort(
-    store: Store, session: Session, claim: Claim, files: Sequence[CohortFile], digests: Mapping[str, str]
-) -> tuple[CohortRow, int]:
-    """Write a cohort's ledger entry inside the caller's transaction.
-
-    Args:
-        digests: by file name, as the entry names them.
-
-    Returns:
-        (the job's row, the entry's index).
-
-    Raises:
-        ClaimLostError: the job was cancelled or another worker has it.
-    """
-    row = _claimed(session, claim)
-    entry = CohortDrawn(
-        cohort=row.id,
-        release_digest=row.release,
-        rows=row.num_patients,
-        conditions_digest=claim.cohort.request.conditions_digest,
-        files=dict(digests),
-    )
-    row.entry, _ = ledger_store.append(store, session, [entry])
-    row.files = [
-        {"name": one.name, "num_bytes": one.num_bytes, "sha256": one.sha256, "media_type": one.media_type}
-        for one in files
-    ]
-    return row, row.entry
-
-
-def complete_in(store: Store, row: CohortRow, certificate: Mapping[str, Any]) -> None:
-    """End a job as completed, inside the caller's transaction."""
-    row.certificate, row.patients_done = dict(certificate), row.num_patients
-    _end(store, row, "completed", "")
-    row.expires_at = store.clock() + store.allowances.keep_cohorts
-
-
-def list_expired(store: Store, *, limit: int = 100) -> list[str]:
-    """Ids of cohorts whose files are to be removed."""
-    query = (
-        select(CohortRow.id)
-        .where(CohortRow.expires_at <= store.clock(), CohortRow.removed_at.is_(None))
-        .limit(limit)
-    )
-    with store.database.read() as session:
-        return list(session.scalars(query))
-
-
-def mark_removed(store: Store, cohort_id: str) -> None:
-    """Say that a cohort's files are gone."""
-    with store.database.write() as session:
-        _row(session, cohort_id, lock=True).removed_at = store.clock()
+        end_in(store, row, "cancelled", "cancelled on request")
+        return cohort_of(store, row)
 
 
 def _in_order(columns: tuple[str, ...], schema: StudySchema) -> tuple[str, ...]:
@@ -401,32 +266,26 @@ def _in_order(columns: tuple[str, ...], schema: StudySchema) -> tuple[str, ...]:
     return tuple(name for name in schema.names if name in columns)
 
 
-def _unclaimed(store: Store) -> ColumnElement[bool]:
-    return (CohortRow.state == "queued") | (
-        (CohortRow.state == "running") & (CohortRow.claimed_until < store.clock())
-    )
-
-
-def _claimed(session: Session, claim: Claim) -> CohortRow:
-    row = _row(session, claim.cohort.id, lock=True)
-    if row.state != "running" or row.claim != claim.token:
-        raise ClaimLostError(f"cohort {row.id!r} is {row.state}, or another worker has it")
-    return row
-
-
-def _end(store: Store, row: CohortRow, state: CohortState, reason: str) -> None:
+def end_in(store: Store, row: CohortRow, state: CohortState, reason: str) -> None:
+    """End a job, inside the caller's transaction."""
     row.state, row.reason, row.ended_at = state, reason, store.clock()
     row.claim = row.claimed_until = None
 
 
-def _row(session: Session, cohort_id: str, *, lock: bool = False) -> CohortRow:
+def row_of(session: Session, cohort_id: str, *, lock: bool = False) -> CohortRow:
+    """The row of that id.
+
+    Raises:
+        NotFoundError: there is none.
+    """
     row = session.get(CohortRow, cohort_id, with_for_update=lock or None)
     if row is None:
         raise NotFoundError("cohort", cohort_id)
     return row
 
 
-def _cohort(store: Store, row: CohortRow) -> Cohort:
+def cohort_of(store: Store, row: CohortRow) -> Cohort:
+    """The row as a value."""
     asked = row.request["asked"]
     gone = row.removed_at is not None or (row.expires_at is not None and row.expires_at <= store.clock())
     return Cohort(

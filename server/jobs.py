@@ -27,8 +27,9 @@ from privacy.canonical import digest
 from privacy.cli.folders import write_durably
 from privacy.cli.supervisor import WORKER_READY
 from privacy.cohort_certificate import CERTIFICATE_FILE, STATEMENT_NAME
-from server import cohorts, ledger_store, provenance
-from server.cohorts import Claim, ClaimLostError, CohortFile
+from server import cohort_queue, cohorts, ledger_store, provenance
+from server.cohort_queue import Claim, ClaimLostError
+from server.cohorts import CohortFile
 from server.exports.context import ExportContext
 from server.exports.formats import chosen_formats
 from server.exports.writer import CohortWriter
@@ -50,7 +51,7 @@ def make_next(store: Store) -> bool:
     Raises:
         KeyboardInterrupt: the worker was asked to end; the job was put back.
     """
-    claim = cohorts.claim_next(store)
+    claim = cohort_queue.claim_next(store)
     if claim is None:
         return False
     cohort = claim.cohort
@@ -62,7 +63,7 @@ def make_next(store: Store) -> bool:
         if cohorts.get_cohort(store, cohort.id).state == "cancelled":
             shutil.rmtree(store.cohorts / cohort.id, ignore_errors=True)
     except KeyboardInterrupt:
-        cohorts.release_claim(store, claim)
+        cohort_queue.release_claim(store, claim)
         raise
     except (ConditionError, RareConditionError) as error:
         _fail(store, claim, str(error))
@@ -103,7 +104,7 @@ def make_cohort(store: Store, claim: Claim) -> None:
                     part = slice(start, start + PART_PATIENTS)
                     writer.write(rows.iloc[part], None if images is None else images[part])
                     done += len(rows.iloc[part])
-                    cohorts.report_patients(store, claim, done)
+                    cohort_queue.report_patients(store, claim, done)
         files = writer.finish()
     digests = {file.name: f"sha256:{file.sha256}" for file in files}
     statement = provenance.make_statement(
@@ -115,13 +116,13 @@ def make_cohort(store: Store, claim: Claim) -> None:
     write_durably(folder / PAGE_FILE, page)
     logged = {**statement["files"], STATEMENT_NAME: digest(statement)}
     with store.database.write() as session:
-        row, index = cohorts.log_cohort(store, session, claim, files, logged)
+        row, index = cohort_queue.log_cohort(store, session, claim, files, logged)
         proof, note = ledger_store.proof_of_newest(session, index)
         entry = ledger_store.entry_bytes(session, index)
         certificate = provenance.make_certificate(statement, index=index, entry=entry, proof=proof, note=note)
         data = provenance.certificate_bytes(certificate)
         row.files = [*row.files, asdict(describe(CERTIFICATE_FILE, data, "application/json"))]
-        cohorts.complete_in(store, row, certificate)
+        cohort_queue.complete_in(store, row, certificate)
     write_durably(folder / CERTIFICATE_FILE, data)
 
 
@@ -133,13 +134,13 @@ def describe(name: str, data: bytes, media_type: str) -> CohortFile:
 
 def remove_expired(store: Store) -> int:
     """Remove the files of cohorts that expired; the certificate, in the database, and the ledger entry stay."""
-    expired = cohorts.list_expired(store)
+    expired = cohort_queue.list_expired(store)
     for cohort in expired:
         shutil.rmtree(store.cohorts / cohort, ignore_errors=True)
         if (store.cohorts / cohort).exists():
             log.error("the files of cohort %s expired and cannot be removed", cohort)
             continue
-        cohorts.mark_removed(store, cohort)
+        cohort_queue.mark_removed(store, cohort)
         log.info("the files of cohort %s expired and are removed", cohort)
     return len(expired)
 
@@ -151,7 +152,7 @@ def work(store: Store, stopped: threading.Event) -> None:
         if time.monotonic() - looked >= CLEARING_SECONDS:
             looked = time.monotonic()
             remove_expired(store)
-        if not cohorts.has_work(store) or not make_next(store):
+        if not cohort_queue.has_work(store) or not make_next(store):
             stopped.wait(IDLE_SECONDS)
 
 
@@ -181,7 +182,7 @@ def main() -> None:
 
 def _fail(store: Store, claim: Claim, reason: str) -> None:
     try:
-        cohorts.fail_cohort(store, claim, reason)
+        cohort_queue.fail_cohort(store, claim, reason)
     except ClaimLostError as error:
         log.info("%s", error)
 

@@ -20,7 +20,7 @@ import pytest
 from privacy.cohort_certificate import verify_certificate
 from privacy.merkle import LedgerVerificationError
 from privacy.signing import SigningKey
-from server import cohorts, jobs, ledger_store, releases
+from server import cohort_queue, cohorts, jobs, ledger_store, releases
 from server.cohorts import CohortRequest
 from server.errors import ConflictError
 from server.store import Store, utc_now
@@ -164,26 +164,26 @@ def test_a_dead_workers_job_is_taken_up_when_its_claim_runs_out_and_the_dead_can
     store, release: str, clock
 ) -> None:
     made = cohorts.create_cohort(store, CohortRequest(release=release, num_patients=50), owner="rita")
-    dead = cohorts.claim_next(store)
+    dead = cohort_queue.claim_next(store)
     assert dead is not None
-    cohorts.report_patients(store, dead, 20)
-    assert not cohorts.has_work(store)
-    assert cohorts.claim_next(store) is None
+    cohort_queue.report_patients(store, dead, 20)
+    assert not cohort_queue.has_work(store)
+    assert cohort_queue.claim_next(store) is None
     clock.move(seconds=61)
-    assert cohorts.has_work(store)
-    heir = cohorts.claim_next(store)
+    assert cohort_queue.has_work(store)
+    heir = cohort_queue.claim_next(store)
     assert heir is not None
     for act in (
-        lambda: cohorts.report_patients(store, dead, 50),
-        lambda: cohorts.fail_cohort(store, dead, "late"),
+        lambda: cohort_queue.report_patients(store, dead, 50),
+        lambda: cohort_queue.fail_cohort(store, dead, "late"),
         lambda: jobs.make_cohort(store, dead),
     ):
-        with pytest.raises(cohorts.ClaimLostError):
+        with pytest.raises(cohort_queue.ClaimLostError):
             act()
-    cohorts.release_claim(store, dead)  # not its to give back
+    cohort_queue.release_claim(store, dead)  # not its to give back
     jobs.make_cohort(store, heir)
     assert cohorts.get_cohort(store, made.id).state == "completed"
-    with pytest.raises(cohorts.ClaimLostError):
+    with pytest.raises(cohort_queue.ClaimLostError):
         jobs.make_cohort(store, dead)
     kinds = [stored.entry.kind for stored in ledger_store.read_entries(store)]
     assert kinds.count("cohort") == 1
@@ -191,10 +191,10 @@ def test_a_dead_workers_job_is_taken_up_when_its_claim_runs_out_and_the_dead_can
 
 def test_a_job_that_kills_every_worker_is_given_up(store, release: str, clock) -> None:
     made = cohorts.create_cohort(store, CohortRequest(release=release, num_patients=50), owner="rita")
-    for _ in range(cohorts.MAX_ATTEMPTS):
-        assert cohorts.claim_next(store) is not None
+    for _ in range(cohort_queue.MAX_ATTEMPTS):
+        assert cohort_queue.claim_next(store) is not None
         clock.move(seconds=61)
-    assert cohorts.claim_next(store) is None
+    assert cohort_queue.claim_next(store) is None
     assert cohorts.get_cohort(store, made.id).state == "failed"
 
 
@@ -204,7 +204,7 @@ def test_two_workers_never_take_one_job(store, release: str) -> None:
     taken: list[str] = []
 
     def take() -> None:
-        while (claim := cohorts.claim_next(store)) is not None:
+        while (claim := cohort_queue.claim_next(store)) is not None:
             taken.append(claim.cohort.id)
 
     threads = [threading.Thread(target=take) for _ in range(4)]
@@ -217,9 +217,9 @@ def test_two_workers_never_take_one_job(store, release: str) -> None:
 
 def test_cancelling_while_it_runs_ends_it_without_files_or_entry(store, release: str) -> None:
     made = cohorts.create_cohort(store, CohortRequest(release=release, num_patients=50), owner="rita")
-    claim = cohorts.claim_next(store)
+    claim = cohort_queue.claim_next(store)
     assert cohorts.cancel_cohort(store, made.id).state == "cancelled"
-    with pytest.raises(cohorts.ClaimLostError):
+    with pytest.raises(cohort_queue.ClaimLostError):
         jobs.make_cohort(store, claim)
     assert not any((store.cohorts / made.id).glob("*"))
     assert cohorts.cancel_cohort(store, made.id).state == "cancelled"
@@ -232,9 +232,9 @@ def test_cancelling_while_it_runs_ends_it_without_files_or_entry(store, release:
 
 def test_a_worker_asked_to_end_puts_its_job_back(store, release: str) -> None:
     made = cohorts.create_cohort(store, CohortRequest(release=release, num_patients=50), owner="rita")
-    for _ in range(cohorts.MAX_ATTEMPTS + 1):
-        claim = cohorts.claim_next(store)
-        cohorts.release_claim(store, claim)
+    for _ in range(cohort_queue.MAX_ATTEMPTS + 1):
+        claim = cohort_queue.claim_next(store)
+        cohort_queue.release_claim(store, claim)
     assert cohorts.get_cohort(store, made.id).state == "queued"
     assert cohorts.get_cohort(store, made.id).attempts == 0
 
@@ -274,7 +274,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(own_home) -> None:
         worker.wait()
     left = cohorts.get_cohort(store, made.id)
     assert (left.state, left.files, left.entry) == ("running", (), None)
-    later = replace(store, clock=lambda: utc_now() + cohorts.CLAIM_TIME)
+    later = replace(store, clock=lambda: utc_now() + cohort_queue.CLAIM_TIME)
     assert jobs.make_next(later)
     done = cohorts.get_cohort(store, made.id)
     assert (done.state, done.attempts) == ("completed", 2)
