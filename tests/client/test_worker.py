@@ -389,9 +389,10 @@ def test_a_supernode_that_was_restarted_does_not_end_the_round_in_hand(
     site: Site, home: SiteHome, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(adapter, "_HEARTBEAT_SECONDS", 0.1)
-    done = threading.Event()
+    begun, done = threading.Event(), threading.Event()
 
     def compute(request: RoundRequest) -> None:
+        begun.set()
         for _ in range(100):
             site.interruption.check()
             time.sleep(0.01)
@@ -401,7 +402,7 @@ def test_a_supernode_that_was_restarted_does_not_end_the_round_in_hand(
     first = SuperNode(home)
     site.thread.start()
     first.deliver(*REQUEST.encode())
-    wait_for(lambda: first.state.get_tasks(statuses=["running"]))
+    wait_for(begun.is_set)
     first.stop()
     wait_for(lambda: "the SuperNode is away" in caplog.text)
     second = SuperNode(home)
