@@ -11,12 +11,10 @@ for them. One that left, or was suspended, is not asked at all.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,17 +26,14 @@ from models.measurement import Measurement
 from models.refinement import score
 from models.study import Study
 from models.study_generator import fit_study
-from models.weights import decode_arrays, encode_arrays, seal
-from privacy.merkle import LedgerVerificationError
-from privacy.receipt import decimal_text
-from server import ledger_store, round_records, runs, studies
-from server.acceptance import ReplyRejectedError, check_update, open_reply
-from server.errors import ServerError
+from models.weights import decode_arrays, encode_arrays
+from server import round_records, runs, studies
 from server.federation import Federation, SiteFailure
 from server.patience import Patience
 from server.releases import Release
 from server.roll_call import RollCall
-from server.round_records import SiteOutcome
+from server.round_in_progress import RoundInProgress
+from server.round_requests import RoundRequests
 from server.store import Store
 
 log = logging.getLogger("fedtwin.rounds")
@@ -56,27 +51,6 @@ class RoundFailedError(Exception):
 
 class RunStoppedError(Exception):
     """Somebody asked the run to stop."""
-
-
-@dataclass
-class _Round:
-    """One round while it runs."""
-
-    number: int
-    requests: dict[str, RoundRequest]
-    expected: Mapping[str, Tensor]
-    accepted: dict[str, RoundReply] = field(default_factory=dict)
-    outcomes: dict[str, SiteOutcome] = field(default_factory=dict)
-
-    @property
-    def failed(self) -> set[str]:
-        """Sites that were asked and have not answered."""
-        return {site for site, one in self.outcomes.items() if one.outcome == "failed"}
-
-    @property
-    def refused(self) -> set[str]:
-        """Sites that said no."""
-        return {site for site, one in self.outcomes.items() if one.outcome == "refused"}
 
 
 def run_rounds(
@@ -129,7 +103,7 @@ class RoundLoop:
         self._run = runs.get_run(store, run_id)
         self._study: Study = studies.get_study(store, self._run.study).study
         self._roll = RollCall(store, self._run, self._study.federation, self._say)
-        self._witnessed: dict[str, int | None] = {}
+        self._asking = RoundRequests(store, self._run, self._study, self._say)
         self._started = time.monotonic()
 
     def run(self) -> Release:
@@ -175,7 +149,7 @@ class RoundLoop:
         while waiting:
             patience = self._patience(waiting, quorum=self._study.federation.quorum - len(self._roll.ready))
             replies = self._federation.exchange(
-                self._requests("quote", number, waiting, {}),
+                self._asking.write("quote", number, waiting, {}),
                 deadline_seconds=max(0.1, deadline - time.monotonic()),
                 enough=patience,
             )
@@ -196,14 +170,14 @@ class RoundLoop:
     def _hear_quote(self, site: str, reply: RoundReply | SiteFailure) -> str | None:
         """Take a site in if it is ready; else why it is not."""
         if isinstance(reply, RoundReply):
-            self._note_witness(site, reply)
+            self._asking.note_witness(site, reply)
         return self._roll.hear(site, reply)
 
     def _quotes_on_the_way(self, number: int) -> dict[str, RoundRequest]:
         """Quotes of the rounds after this one for sites that are away; nobody waits for the answers."""
         if number == self._study.num_rounds:
             return {}
-        return self._requests("quote", number + 1, self._roll.due(number), {})
+        return self._asking.write("quote", number + 1, self._roll.due(number), {})
 
     def _patience(self, awaited: Collection[str], *, quorum: int | None = None) -> Patience:
         federation = self._study.federation
@@ -290,15 +264,17 @@ class RoundLoop:
 
     def _exchange(
         self, number: int, kind: MessageKind, arrays: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-    ) -> _Round:
+    ) -> RoundInProgress:
         """Ask until the quorum is met or the deadline has passed; a site that failed is asked again meanwhile.
 
         Raises:
             RoundFailedError: the quorum was not met.
             RunStoppedError: somebody asked to stop before it was.
         """
-        requests = self._requests(kind, number, self._roll.ready, arrays)
-        current = _Round(number=number, requests=requests, expected=expected)
+        requests = self._asking.write(kind, number, self._roll.ready, arrays)
+        current = RoundInProgress(
+            number=number, study=self._study, roll=self._roll, requests=requests, expected=expected
+        )
         quorum = self._study.federation.quorum
         deadline = time.monotonic() + self._study.federation.round_deadline_seconds
         waiting, aside = dict(current.requests), self._quotes_on_the_way(number)
@@ -321,7 +297,7 @@ class RoundLoop:
             late = time.monotonic() + RETRY_PAUSE_SECONDS > deadline
             if stopped or late or len(current.accepted) >= quorum:
                 break
-            returned = self._requests(kind, number, self._outside(current), arrays)
+            returned = self._asking.write(kind, number, self._outside(current), arrays)
             for site in returned:
                 self._say(f"{site} takes part in round {number} after all")
             current.requests.update(returned)
@@ -339,58 +315,32 @@ class RoundLoop:
         self._need_quorum(
             len(current.accepted),
             f"accepted in round {number}",
-            [f"{one.site}: {one.reason}" for one in current.outcomes.values() if one.outcome != "accepted"],
+            current.objections,
         )
         return current
 
-    def _outside(self, current: _Round) -> list[str]:
+    def _outside(self, current: RoundInProgress) -> list[str]:
         """Sites that have become ready while a round ran without them."""
         return [site for site in self._roll.ready if site not in current.requests]
 
     def _judge(
-        self, current: _Round, site: str, reply: RoundReply | SiteFailure, *, stopped: bool = False
+        self, current: RoundInProgress, site: str, reply: RoundReply | SiteFailure, *, stopped: bool
     ) -> None:
         """One site's outcome; said aloud unless it counts, or nobody waited for it."""
-        if isinstance(reply, SiteFailure) and reply.code == "timeout" and stopped:
+        if isinstance(reply, RoundReply):
+            self._asking.note_witness(site, reply)
+        elif stopped and reply.code == "timeout":
             reason = "the run was stopped before it answered; what it debited for this round is spent"
-            current.outcomes[site] = SiteOutcome(site=site, outcome="failed", code="stopped", reason=reason)
+            current.judge(site, SiteFailure(code="stopped", reason=reason))
             return
-        if isinstance(reply, SiteFailure):
-            outcome = SiteOutcome(site=site, outcome="failed", code=reply.code, reason=reply.reason)
-        elif reply.refusal is not None:
-            self._note_witness(site, reply)
-            refusal = reply.refusal
-            outcome = SiteOutcome(site=site, outcome="refused", code=refusal.code, reason=refusal.reason)
-        else:
-            self._note_witness(site, reply)
-            outcome = self._accept(current, site, reply)
-        current.outcomes[site] = outcome
+        outcome = current.judge(site, reply)
         if outcome.outcome != "accepted":
             self._say(f"round {current.number}: {site} {outcome.outcome}: {outcome.reason}", "warning")
 
-    def _accept(self, current: _Round, site: str, reply: RoundReply) -> SiteOutcome:
-        """Check a reply; a receipt that holds is kept also where the update is dropped, since it was spent."""
-        request = current.requests[site]
-        known: dict[str, Any] = {}
-        try:
-            receipt = open_reply(request, reply, site=site, key=self._roll.keys[site])
-            self._roll.note_policy(site, reply)
-            known = {
-                "receipt": reply.receipt,
-                "spent_epsilon": decimal_text(receipt.spend_epsilon),
-                "spent_delta": decimal_text(receipt.spend_delta),
-                "cap_epsilon": decimal_text(self._study.privacy.epsilon),
-            }
-            check_update(request, reply, receipt, expected=current.expected)
-        except (ReplyRejectedError, ServerError) as error:
-            return SiteOutcome(site=site, outcome="rejected", code="rejected", reason=str(error), **known)
-        current.accepted[site] = reply
-        return SiteOutcome(site=site, outcome="accepted", **known)
-
     def _record(
         self,
-        finished: _Round,
-        phase: str,
+        finished: RoundInProgress,
+        phase: Literal["measure", "refine"],
         generator: Mapping[str, Tensor],
         anchor: Mapping[str, Tensor],
         scores: Mapping[str, float],
@@ -413,67 +363,16 @@ class RoundLoop:
             seconds=time.monotonic() - started,
         )
 
-    def _requests(
-        self, kind: MessageKind, number: int, names: list[str], arrays: Mapping[str, Tensor]
-    ) -> dict[str, RoundRequest]:
-        arrays = seal(arrays)  # encoded once for all sites
-        return {
-            name: RoundRequest(
-                kind=kind,
-                run=self._run.id,
-                round=number,
-                nonce=hashlib.sha256(f"{self._run.id}/{number}/{kind}/{name}".encode()).hexdigest(),
-                study=self._study,
-                arrays=arrays,
-                checkpoint=self._checkpoint_for(name),
-            )
-            for name in names
-        }
-
-    def _checkpoint_for(self, site: str) -> dict[str, object] | None:
-        """The newest checkpoint with its consistency proof since the one that the site has seen."""
-        newest = ledger_store.latest_checkpoint(self._store)
-        if newest is None:
-            return None
-        since = self._witnessed.get(site)
-        size = newest.checkpoint.size
-        proof = ledger_store.prove_consistency(self._store, since, size) if since and since <= size else []
-        return {
-            "note": newest.encode().decode(),
-            "since": since,
-            "proof": [part.hex() for part in proof],
-            "rotations": ledger_store.rotations(self._store),
-        }
-
-    def _note_witness(self, site: str, reply: RoundReply) -> None:
-        """Remember what the site has seen, and keep its countersignature; what makes no sense is dropped."""
-        try:
-            if reply.witness is None:
-                return
-            size, line = int(reply.witness["size"]), reply.witness.get("signature")
-            self._witnessed[site] = size
-            if line:
-                ledger_store.add_cosignature(self._store, site=site, size=size, line=str(line))
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            ServerError,
-            LedgerVerificationError,
-        ) as error:
-            self._say(f"{site}: its countersignature does not hold: {error}", "warning")
-
     def _gather_witnesses(self, names: list[str]) -> None:
         """Show every site the last checkpoint, so that its countersignature stands under the whole run."""
-        requests = self._requests("witness", self._study.num_rounds, names, {})
+        requests = self._asking.write("witness", self._study.num_rounds, names, {})
         patience = self._patience(names)
         replies = self._federation.exchange(
             requests, deadline_seconds=WITNESS_DEADLINE_SECONDS, enough=patience
         )
         for site, reply in replies.items():
             if isinstance(reply, RoundReply):
-                self._note_witness(site, reply)
+                self._asking.note_witness(site, reply)
 
     def _need_quorum(self, found: int, what: str, reasons: list[str]) -> None:
         quorum = self._study.federation.quorum
