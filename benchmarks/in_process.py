@@ -66,6 +66,7 @@ class InProcessLab:
         epsilon: every site's cap per study.
         delta: every site's ceiling of delta.
         patient_id: the column that names the patient, if the tables have one.
+        database: the coordinator's.
     """
 
     def __init__(
@@ -76,8 +77,9 @@ class InProcessLab:
         epsilon: float = 10.0,
         delta: float = 1e-5,
         patient_id: str | None = None,
+        database: str = "sqlite:///fedtwin.db",
     ) -> None:
-        self.coordinator = CoordinatorHome.create(folder / "coordinator")
+        self.coordinator = CoordinatorHome.create(folder / "coordinator", database=database)
         self.store = Store.open(self.coordinator)
         self.sites: dict[str, SiteHome] = {}
         for name, table in tables.items():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from textwrap import fill
 from typing import Protocol, TypeVar
 
 MAX_CELL = 60
+MAX_LINE = 110
 
 
 class HasRow(Protocol):
@@ -53,7 +55,11 @@ def html_table(rows: Sequence[Mapping[str, str]]) -> str:
 def text_facts(title: str, facts: Mapping[str, str]) -> str:
     """Named facts under a title, one a line."""
     width = max(map(len, facts))
-    return "\n".join([title, *(f"  {name.ljust(width)}  {fact}" for name, fact in facts.items())])
+    lines = [title]
+    for name, fact in facts.items():
+        head = f"  {name.ljust(width)}  "
+        lines.append(fill(fact, MAX_LINE, initial_indent=head, subsequent_indent=" " * len(head)))
+    return "\n".join(lines)
 
 
 def html_facts(title: str, facts: Mapping[str, str]) -> str:
