@@ -8,7 +8,7 @@
 
 It speaks the coordinator's API from outside and opens nothing of its state. It lies in `server` because it knows the
 API's words: `client` is the hospital's side, and `privacy` and `models` do no I/O. It imports no torch, Flower,
-SQLAlchemy or FastAPI; pandas and pyarrow only when a table is asked for (docs/decisions/0013-researcher-client.md).
+SQLAlchemy or FastAPI; pandas and pyarrow only when a table is asked for (docs/decisions/0014-researcher-client.md).
 """
 
 from server.coordinator_error import CoordinatorError, FieldFault
