@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Flaky
 
 from server import jobs
 from server.allowances import Allowances
@@ -98,12 +100,12 @@ def _chosen() -> list[Callable[..., Any]]:
     return found
 
 
-def _settings(examples: int, **more: Any) -> settings:
+def _settings(examples: int, *, derandomize: bool = True, **more: Any) -> settings:
     return settings(
         max_examples=examples,
         deadline=None,
         database=None,
-        derandomize=True,
+        derandomize=derandomize,
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
         **more,
@@ -144,26 +146,41 @@ def test_a_sample_of_requests_to_every_operation_meets_the_document(target: Targ
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_many_requests_to_every_operation_meet_the_document(target: Target) -> None:
     _attack(target, int(os.environ.get("FEDTWIN_EXAMPLES", LONG)))
 
 
-def _walk(target: Target, examples: int, steps: int) -> None:
-    class Walk(target.schema.as_state_machine()):  # type: ignore[misc]
+def _walk(target: Target, runs: int, steps: int) -> None:
+    """Sequences in which one answer's names go into the next request; what is there changes from run to run."""
+    machine = target.schema.as_state_machine()
+    faults: list[Exception] = []
+
+    class Walk(machine):  # type: ignore[misc, valid-type]
         def call(self, case: Any, **options: Any) -> Any:
-            return target.send(case, "operator")
+            try:
+                return target.send(case, "operator")
+            except Exception as error:
+                faults.append(error)
+                raise
 
         def validate_response(self, response: Any, case: Any, **options: Any) -> None:
             """It was validated when it came."""
 
-    Walk.run(settings=_settings(examples, stateful_step_count=steps))
+    for _ in range(runs):
+        # Hypothesis calls a server that remembers "flaky"; what matters is that no answer broke the document.
+        with suppress(Flaky):
+            Walk.run(settings=_settings(4, derandomize=False, stateful_step_count=steps))
+        assert not faults, faults[0]
 
 
 def test_a_sequence_of_requests_meets_the_document(target: Target) -> None:
-    _walk(target, 5, 10)
+    _walk(target, 2, 10)
+    # An answer led to the next request.
+    assert any(status < 300 and "{" in path for _, path, status in target.answers)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_long_sequences_of_requests_meet_the_document(target: Target) -> None:
-    _walk(target, 100, 30)
-    print(sorted(target.answers.items()))
+    _walk(target, 60, 30)
