@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -24,7 +25,7 @@ from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, Pus
 from flwr.serverapp import Grid
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError, pull_objects
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError, pull_objects
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -47,15 +48,34 @@ _FIRST_POLL_SECONDS = 0.05
 _LAST_POLL_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
 _PART_SECONDS = 0.05
+_PARTS_SECONDS = 30.0
+_LEAST_PARTS_SECONDS = 2.0
 _FAILURES: Mapping[int, tuple[str, str]] = {
     ErrorCode.NODE_UNAVAILABLE: ("unavailable", "the site's SuperNode went away before it answered"),
     ErrorCode.CLIENT_APP_CRASHED: ("unavailable", "the site's worker went away before it answered"),
-    ErrorCode.MESSAGE_UNAVAILABLE: ("unavailable", "the request expired before the site took it"),
+    ErrorCode.MESSAGE_UNAVAILABLE: (
+        "unavailable",
+        "the request expired, or a reply was announced and not sent",
+    ),
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: ("unavailable", "the reply expired before it was fetched"),
     APP_REFUSED_CODE: ("error", "the site's policy does not allow this coordinator's app"),
 }
 
-_deadline: ContextVar[float] = ContextVar("exchange_deadline", default=math.inf)
+
+@dataclass
+class _PartsTime:
+    """How long an exchange still waits for replies' parts that were announced and have not come.
+
+    Attributes:
+        deadline: the exchange's, by `time.monotonic`.
+        left_seconds: of what all sites together may cost it: one that withholds parts does not hold up the others.
+    """
+
+    deadline: float = math.inf
+    left_seconds: float = _PARTS_SECONDS
+
+
+_parts_time: ContextVar[_PartsTime | None] = ContextVar("parts_time", default=None)
 _log = logging.getLogger(__name__)
 
 
@@ -84,7 +104,7 @@ class FlowerFederation:
     ) -> Mapping[str, RoundReply | SiteFailure]:
         """Send each site its request and collect what comes back; see `server.federation.Federation`."""
         deadline = time.monotonic() + deadline_seconds
-        _deadline.set(deadline)
+        _parts_time.set(_PartsTime(deadline=deadline))
         node_ids = self._node_ids()
         results: dict[str, RoundReply | SiteFailure] = {
             site: SiteFailure(code="unavailable", reason="the site is not connected")
@@ -174,16 +194,27 @@ def read_reply(message: Message) -> RoundReply | SiteFailure:
         return SiteFailure(code="garbled", reason=f"the reply cannot be read ({type(error).__name__})")
 
 
-def _pull_by_deadline(object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
-    """Fetch a reply's parts by the exchange's deadline.
+def _pull_in_time(object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
+    """Fetch a reply's parts, by the exchange's deadline and without waiting for long for what does not come.
 
     Flower would wait for three minutes for parts that a site announced and does not send, and for a second
-    for those that are still on their way, which is most.
+    for those that are still on their way, which is most. The site of such a reply has failed; asked again, it
+    sends the same one.
     """
-    left = max(0.0, _deadline.get() - time.monotonic())
-    parts: dict[str, bytes] = pull_objects(
-        object_ids, pull_object_fn, max_time=left, initial_backoff=_PART_SECONDS, backoff_cap=_RETRY_SECONDS
-    )
+    time_left = _parts_time.get() or _PartsTime()
+    begun = time.monotonic()
+    wait = min(max(_LEAST_PARTS_SECONDS, time_left.left_seconds), max(0.0, time_left.deadline - begun))
+    try:
+        parts: dict[str, bytes] = pull_objects(
+            object_ids,
+            pull_object_fn,
+            max_time=wait,
+            initial_backoff=_PART_SECONDS,
+            backoff_cap=_RETRY_SECONDS,
+        )
+    except ObjectPullError:
+        time_left.left_seconds -= time.monotonic() - begun
+        raise
     return parts
 
 
@@ -193,7 +224,7 @@ def serve_run(home: CoordinatorHome, app: Callable[[Grid, Context], None]) -> No
     Raises:
         KeyboardInterrupt: the run was stopped (Flower's client raises SIGINT), or this process is to end.
     """
-    http_grid.pull_objects = _pull_by_deadline
+    http_grid.pull_objects = _pull_in_time
     _give_up_run_in_hand(home)
     token = _wait_for_run(home)
     in_hand = home.path / _RUN_IN_HAND

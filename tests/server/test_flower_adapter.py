@@ -213,21 +213,40 @@ def test_the_name_in_a_reply_does_not_make_it_another_sites() -> None:
     assert results["south"].code == "timeout"
 
 
-def test_a_reply_that_is_announced_and_never_sent_does_not_outlast_the_deadline() -> None:
-    def withheld(object_id: str) -> bytes:
-        raise ObjectUnavailableError(object_id)
+def withheld(object_id: str) -> bytes:
+    raise ObjectUnavailableError(object_id)
 
-    adapter._deadline.set(time.monotonic() + 0.3)
+
+def wait_for_parts(seconds: float) -> float:
+    """How long a reply is waited for whose parts never come."""
     started = time.monotonic()
+    with pytest.raises(ObjectPullError):
+        adapter._pull_in_time(["part"], withheld)
+    took = time.monotonic() - started
+    assert took < seconds
+    return took
+
+
+def test_a_reply_that_is_announced_and_never_sent_does_not_outlast_the_deadline() -> None:
+    token = adapter._parts_time.set(adapter._PartsTime(deadline=time.monotonic() + 0.3))
     try:
-        with pytest.raises(ObjectPullError):
-            adapter._pull_by_deadline(["part"], withheld)
-        assert adapter._pull_by_deadline(["part"], lambda object_id: b"of another site") == {
-            "part": b"of another site"
-        }
+        wait_for_parts(3.0)
+        found = adapter._pull_in_time(["part"], lambda object_id: b"of another site")
+        assert found == {"part": b"of another site"}
     finally:
-        adapter._deadline.set(float("inf"))
-    assert time.monotonic() - started < 3.0
+        adapter._parts_time.reset(token)
+
+
+def test_sites_that_withhold_parts_together_hold_up_an_exchange_for_so_long_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(adapter, "_LEAST_PARTS_SECONDS", 0.1)
+    token = adapter._parts_time.set(adapter._PartsTime(deadline=float("inf"), left_seconds=1.0))
+    try:
+        assert wait_for_parts(10.0) >= 1.0
+        assert wait_for_parts(0.9) < 0.9  # the second one finds no time left
+    finally:
+        adapter._parts_time.reset(token)
 
 
 class ForgetfulGrid(DirectGrid):
