@@ -59,8 +59,7 @@ def certificate_page(statement: Mapping[str, Any]) -> bytes:
                 "Study": study["title"] or study["name"],
                 "Study digest": study["digest"],
                 "Algorithm": f"{algorithm['name']}: {algorithm['says']}",
-                "Noise": f"measurement {algorithm['measure_noise_multiplier']}, "
-                f"{algorithm['refine_rounds']} rounds of refinement {algorithm['refine_noise_multiplier'] or ''}",
+                "Noise multipliers": _noise(algorithm),
             },
         ),
         _sites(statement["privacy"]),
@@ -91,6 +90,13 @@ def _facts(title: str, facts: Mapping[str, object]) -> str:
     return f"<h2>{_(title)}</h2><table>{rows}</table>"
 
 
+def _noise(algorithm: Mapping[str, Any]) -> str:
+    measured = f"{algorithm['measure_noise_multiplier']} in the measurement"
+    if not algorithm["refine_rounds"]:
+        return f"{measured}; no refinement"
+    return f"{measured}; {algorithm['refine_noise_multiplier']} in {algorithm['refine_rounds']} rounds of refinement"
+
+
 def _sites(privacy: Mapping[str, Any]) -> str:
     heads = "".join(f"<th scope=col>{name}</th>" for name in ("Site", "Epsilon", "Delta", "Cap"))
     rows = "".join(
@@ -99,7 +105,7 @@ def _sites(privacy: Mapping[str, Any]) -> str:
     )
     return (
         f"<h2>Privacy</h2><p>Unit: {_(privacy['unit'])}. Trust: {_(privacy['trust'])}. "
-        f"This cohort costs {_(privacy['cost_of_this_cohort'])}.</p>"
+        f"Cost of this cohort: {_(privacy['cost_of_this_cohort'])}.</p>"
         f"<table><thead><tr>{heads}</tr></thead>{rows}</table>"
     )
 
@@ -107,7 +113,7 @@ def _sites(privacy: Mapping[str, Any]) -> str:
 def _formats(formats: list[Mapping[str, Any]]) -> str:
     told = {}
     for one in formats:
-        left_out = "; ".join(f"without {name}: {why}" for name, why in one["columns_left_out"].items())
+        left_out = "; ".join(f"Without {name}: {why}" for name, why in one["columns_left_out"].items())
         if text := ". ".join(part for part in (one["note"], left_out) if part):
             told[one["format"]] = text
     return _facts("About the formats", told) if told else ""

@@ -182,4 +182,4 @@ def test_nothing_in_a_statement_becomes_markup(folder: Path) -> None:
     page = certificate_page(statement).decode()
     assert "<script" not in page
     assert "<img" not in page
-    assert "without &lt;b&gt;: &amp;" in page
+    assert "Without &lt;b&gt;: &amp;" in page
