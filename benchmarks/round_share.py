@@ -41,7 +41,12 @@ from server.demo.parties import STUDY_FILE
 from server.processes import coordinator_processes
 
 TARGET = 0.20
-ADULT_REFINE = ("measure.budget_share=0.8", "refine.rounds=3", "refine.sample_rate=0.03")
+ADULT_REFINE = (
+    "measure.budget_share=0.8",
+    "refine.rounds=2",
+    "refine.generator_steps=40",
+    "refine.sample_rate=0.03",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
