@@ -142,12 +142,13 @@ class RoundLoop:
         if len(self._roll.ready) >= self._study.federation.quorum:
             return
         self._report("quote", number - 1)
+        quorum = self._study.federation.quorum
         waiting = self._roll.candidates(number)
         self._roll.send_away(waiting)
         objections: dict[str, str] = {}
         deadline = time.monotonic() + QUOTE_DEADLINE_SECONDS
         while waiting:
-            patience = self._patience(waiting, quorum=self._study.federation.quorum - len(self._roll.ready))
+            patience = self._patience(waiting, quorum=quorum - len(self._roll.ready))
             replies = self._federation.exchange(
                 self._asking.write("quote", number, waiting, {}),
                 deadline_seconds=max(0.1, deadline - time.monotonic()),
@@ -159,7 +160,8 @@ class RoundLoop:
             # After a crash of the coordinator the sites' nodes are back within a minute, not at once.
             waiting = [site for site, reply in replies.items() if isinstance(reply, SiteFailure)]
             late = time.monotonic() + RETRY_PAUSE_SECONDS > deadline
-            if late or len(self._roll.ready) >= self._study.federation.quorum:
+            ready = len(self._roll.ready)
+            if late or ready >= quorum or ready + len(waiting) < quorum:
                 break
             time.sleep(RETRY_PAUSE_SECONDS)
         reasons = [f"{site}: {objection}" for site, objection in objections.items() if objection]
