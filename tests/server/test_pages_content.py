@@ -433,5 +433,5 @@ def test_a_release_with_pictures_shows_some(researcher, scenario, monkeypatch) -
     answer = researcher.client.get(f"/releases/{release.digest}/pictures.png")
     assert answer.headers["content-type"] == "image/png"
     picture = Image.open(BytesIO(answer.content))
-    assert (picture.size, picture.mode) == ((8 * 8, 3 * 8), "L")
+    assert (picture.size, picture.mode) == ((8 * 10, 3 * 10), "L")
     assert len(set(picture.tobytes())) > 1
