@@ -280,9 +280,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    seconds, num_patients = (1.0, 100_000) if options.quick else (8.0, 1_000_000)
+    seconds, num_patients = (1.0, 300_000) if options.quick else (8.0, 1_000_000)
     releases = 2 if options.quick else options.releases
-    console, figures = Console(), {}
+    console, figures = Console(width=100), {}
     for database in options.database:
         with (
             tempfile.TemporaryDirectory(prefix="fedtwin-api-") as folder,

@@ -41,6 +41,7 @@ from server.studies import get_study
 IDLE_SECONDS = 0.3
 PART_PATIENTS = 5_000
 CLEARING_SECONDS = 60.0
+NICENESS = 10  # who waits for a page comes before who waits for a cohort
 
 log = logging.getLogger("fedtwin.jobs")
 
@@ -169,6 +170,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     check_rooms()
+    os.nice(NICENESS)
     store = Store.open(CoordinatorHome.open(Path(home)))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     log.info(WORKER_READY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -79,6 +80,13 @@ def get_study(store: Store, name: str) -> RegisteredStudy:
                 "study", name, session.scalars(select(StudyRow.name).order_by(StudyRow.name).limit(50))
             )
         return _registered(row)
+
+
+def get_studies(store: Store, names: Collection[str]) -> dict[str, RegisteredStudy]:
+    """Those of these names that there are, by name; one query."""
+    with store.database.read() as session:
+        rows = session.scalars(select(StudyRow).where(StudyRow.name.in_(names)))
+        return {row.name: _registered(row) for row in rows}
 
 
 def list_studies(store: Store) -> list[RegisteredStudy]:

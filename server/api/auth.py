@@ -27,7 +27,7 @@ LOOKS = frozenset({"GET", "HEAD"})
 READING_POSTS = frozenset({"post_preview"})
 
 
-def get_store(request: Request) -> Store:
+async def get_store(request: Request) -> Store:
     """The coordinator's state."""
     store: Store = request.app.state.store
     return store

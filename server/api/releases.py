@@ -130,8 +130,8 @@ def list_releases(
         store, limit=limit + 1, before=decode_cursor(cursor), states=states, studies=matching
     )
     more = encode_cursor(found[limit - 1].created_at, found[limit - 1].digest) if len(found) > limit else None
-    known = {name: studies.get_study(store, name).study for name in {one.study for one in found[:limit]}}
-    items = [ReleaseOut(**_fields(one, known[one.study])) for one in found[:limit]]
+    known = studies.get_studies(store, {one.study for one in found[:limit]})
+    items = [ReleaseOut(**_fields(one, known[one.study].study)) for one in found[:limit]]
     return json_answer(request, Page[ReleaseOut](items=items, next_cursor=more))
 
 
