@@ -10,7 +10,10 @@ from pathlib import Path
 import flwr
 import pytest
 from flwr.common.constant import ErrorCode, Status, SubStatus
+from flwr.supercore.error import ApiErrorCode
+from flwr.supercore.error.catalog import API_ERROR_MAP
 from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import RunNotRunningException
 from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.supernode.nodestate import NodeStateFactory
 
@@ -139,3 +142,24 @@ def test_the_supernodes_memory_and_its_receiving_step_are_where_we_reach_for_the
     state = NodeStateFactory(ObjectStoreFactory()).state()
     assert state.msg_store == {}  # type: ignore[attr-defined]
     assert state.get_tasks(statuses=[Status.PENDING]) == []
+
+
+def test_the_supernodes_loop_hands_its_steps_what_lets_us_end_one_whose_run_is_gone() -> None:
+    loop = importlib.import_module("flwr.supernode.start_client_internal")
+    assert "get_run" in inspect.signature(loop._pull_and_store_message).parameters
+    replying = inspect.signature(loop._push_messages).parameters
+    assert list(replying) == ["state", "object_store", "send", "push_object"]
+    calls = [
+        {keyword.arg for keyword in node.keywords}
+        for node in ast.walk(ast.parse(inspect.getsource(loop.start_client_internal)))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "_push_messages"
+    ]
+    assert calls == [set(replying)]  # by name, as our stand-in takes them
+    assert not issubclass(RunNotRunningException, Exception)  # or Flower's own handlers would swallow it
+    assert hasattr(ObjectStoreFactory().store(), "delete_objects_in_run")
+
+
+def test_a_run_that_is_not_running_is_a_403_on_the_fleets_calls_and_a_void_token_a_401() -> None:
+    gone = API_ERROR_MAP[ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED]
+    void = API_ERROR_MAP[ApiErrorCode.RUNTIME_AUTHENTICATION_FAILED]
+    assert (gone.http_status_code, void.http_status_code) == (403, 401)
