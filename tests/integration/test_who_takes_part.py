@@ -258,13 +258,15 @@ def test_an_interrupted_round_keeps_its_debit_and_nothing_else_and_is_computed_a
             return None
         before = files()
         interruption.running = True
-        with pytest.raises(RoundInterruptedError):
+        with pytest.raises(RoundInterruptedError) as interrupted:
             rounds.handle(request)
         interruption.running = False
         assert entries(lab, "ash", "debit")[-1] == number
         assert number not in entries(lab, "ash", "settled")
         assert files() == before  # nothing of the attempt was kept, no discriminator either
         first = rounds.handle(request)
+        assert interrupted.value  # still held, as a debugger would: the round is free nevertheless
+        assert first.refusal is None
         assert first.encode() == replace(rounds.handle(request), witness=first.witness).encode()
         return first
 
