@@ -48,6 +48,8 @@ def test_a_day_has_so_many_rows_and_the_answer_says_how_many_are_left(api, store
     assert api.post("other", "/v1/cohorts", {"release": release, "num_patients": 90}).status_code == 202
     assert api.post("small", "/v1/cohorts", {"release": release, "num_patients": 20}).status_code == 429
     assert api.get("small", "/v1/keys/current").json()["rows_left_today"] == 10
+    api.keys["sue"] = keys.create_key(store, role="researcher", owner="sue", rows_per_day=100).text
+    assert api.post("sue", "/v1/cohorts", {"release": release, "num_patients": 100}).status_code == 202
     clock.move(hours=13)
     assert api.post("small", "/v1/cohorts", {"release": release, "num_patients": 100}).status_code == 202
 
