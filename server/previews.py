@@ -68,11 +68,15 @@ class Previewer:
     """Draws previews in one worker process, which starts with the first.
 
     Args:
-        seconds: a preview that takes longer, the wait for its turn included, is given up.
+        seconds: a preview that takes longer, the wait for its turn included, is given up; not the process's start,
+            so callers wait no longer than this by themselves.
+
+    Attributes:
+        seconds: as given.
     """
 
     def __init__(self, *, seconds: float) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._waiting: queue.Queue[tuple[dict[str, Any], float, Future[dict[str, Any]]] | None] = queue.Queue(
             MAX_WAITING
         )
@@ -140,19 +144,23 @@ class Previewer:
         raw: Future[dict[str, Any]] = Future()
 
         def done(found: Future[dict[str, Any]]) -> None:
-            if (error := found.exception()) is not None:
-                told.set_exception(error)
+            error = found.exception()
+            if error is None:  # kept also where nobody waits any more: they come back
+                with self._lock:
+                    self._answers[name] = found.result()
+                    while len(self._answers) > KEPT_ANSWERS:
+                        self._answers.popitem(last=False)
+            if not told.set_running_or_notify_cancel():
                 return
-            with self._lock:
-                self._answers[name] = found.result()
-                while len(self._answers) > KEPT_ANSWERS:
-                    self._answers.popitem(last=False)
-            _settle(told, found.result(), chosen)
+            if error is not None:
+                told.set_exception(error)
+            else:
+                _settle(told, found.result(), chosen)
 
         raw.add_done_callback(done)
         full = {**request, "weights": str(store.path_of(release.weights_digest)), "study": study.to_dict()}
         try:
-            self._waiting.put_nowait((full, time.monotonic() + self._seconds, raw))
+            self._waiting.put_nowait((full, time.monotonic() + self.seconds, raw))
         except queue.Full:
             raise PreviewUnavailableError("too many previews wait; ask again in a moment") from None
         self._start()
@@ -166,7 +174,7 @@ class Previewer:
             thread, self._thread = self._thread, None
         if thread is not None:
             self._waiting.put(None)
-            thread.join(timeout=self._seconds)
+            thread.join(timeout=self.seconds)
         self._end()
 
     def _start(self) -> None:
@@ -183,7 +191,7 @@ class Previewer:
                     raise PreviewUnavailableError("the coordinator is about to end")
                 if time.monotonic() >= deadline:
                     raise PreviewUnavailableError(
-                        f"the preview did not get its turn within {self._seconds:g} s; ask again"
+                        f"the preview did not get its turn within {self.seconds:g} s; ask again"
                     )
                 told = self._draw(request, deadline)
                 if "failed" in told:
@@ -199,7 +207,7 @@ class Previewer:
             if process is None or process.poll() is not None:
                 process = self._new_process()
                 self._read_line(process, time.monotonic() + START_SECONDS)
-                deadline = time.monotonic() + self._seconds  # its start is not the preview's fault
+                deadline = time.monotonic() + self.seconds  # its start is not the preview's fault
             assert process.stdin is not None
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
@@ -207,7 +215,7 @@ class Previewer:
         except TimeoutError:
             self._end()
             raise PreviewUnavailableError(
-                f"the preview took longer than {self._seconds:g} s and was given up: simplify the conditions, or "
+                f"the preview took longer than {self.seconds:g} s and was given up: simplify the conditions, or "
                 "ask for a cohort, which has more time"
             ) from None
         except (OSError, ValueError):

@@ -115,7 +115,11 @@ async def _preview(
         return previewer.ask(store, release, conditions=conditions, columns=columns, seed=seed)
 
     try:
-        preview: Preview = await asyncio.wrap_future(await run_in_threadpool(ask))
+        asked = asyncio.wrap_future(await run_in_threadpool(ask))
+        preview: Preview = await asyncio.wait_for(asked, previewer.seconds)
+    except TimeoutError as error:
+        detail = f"no preview within {previewer.seconds:g} s: what draws them starts or is busy; ask again"
+        raise ProblemError(503, "unavailable", detail, headers={"Retry-After": RETRY_SECONDS}) from error
     except PreviewUnavailableError as error:
         raise ProblemError(503, "unavailable", str(error), headers={"Retry-After": RETRY_SECONDS}) from error
     return PreviewOut(

@@ -14,12 +14,26 @@ from server.previews import MAX_WAITING, Previewer, PreviewUnavailableError
 
 
 @pytest.fixture
+def database_url(tmp_path) -> str:
+    return f"sqlite:///{tmp_path / 'fedtwin.db'}"  # the process that draws has no database
+
+
+@pytest.fixture
 def release(scenario) -> str:
     return scenario.release().digest
 
 
-def _post(api, release: str, **wanted):
+def _ask(api, release: str, **wanted):
     return api.post("researcher", f"/v1/releases/{release}/preview", wanted)
+
+
+def _post(api, release: str, **wanted):
+    """Ask until the process that draws has started, as its 503 says."""
+    deadline = time.monotonic() + 120
+    while (answer := _ask(api, release, **wanted)).status_code == 503:
+        assert answer.headers["retry-after"] == "2"
+        assert time.monotonic() < deadline
+    return answer
 
 
 def test_a_preview_shows_twenty_patients_and_how_the_conditions_meet_the_release(api, release: str) -> None:
@@ -73,21 +87,17 @@ def _process(api) -> int:
 def test_a_dead_worker_is_replaced(api, release: str) -> None:
     assert _post(api, release, seed=1).status_code == 200
     os.kill(_process(api), signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while (answer := _post(api, release, seed=2)).status_code == 503:  # if it died with the question in hand
-        assert answer.headers["retry-after"] == "2"
-        assert time.monotonic() < deadline
-    assert answer.status_code == 200
+    assert _post(api, release, seed=2).status_code == 200
 
 
 def test_a_worker_that_hangs_is_ended_and_the_api_answers_meanwhile(api, release: str) -> None:
     previewer = api.client.app.state.previewer
     assert _post(api, release, seed=1).status_code == 200
-    previewer._seconds = 1.5
+    previewer.seconds = 1.5
     hung = _process(api)
     os.kill(hung, signal.SIGSTOP)
     answers = []
-    asking = threading.Thread(target=lambda: answers.append(_post(api, release, seed=2)))
+    asking = threading.Thread(target=lambda: answers.append(_ask(api, release, seed=2)))
     asking.start()
     assert api.get("researcher", "/v1/releases").status_code == 200
     assert _post(api, release, seed=1).status_code == 200  # kept
@@ -95,8 +105,8 @@ def test_a_worker_that_hangs_is_ended_and_the_api_answers_meanwhile(api, release
     asking.join(timeout=60)
     (answer,) = answers
     assert answer.status_code == 503
-    assert "took longer than 1.5 s" in answer.json()["detail"]
-    previewer._seconds = 60.0
+    assert "1.5 s" in answer.json()["detail"]
+    previewer.seconds = 60.0
     assert _post(api, release, seed=3).status_code == 200
     assert _process(api) != hung
 
