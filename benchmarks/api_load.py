@@ -41,8 +41,8 @@ async def client(
         lines = answer.decode("latin-1").split("\r\n")
         length = next(int(line.split(":")[1]) for line in lines if line.lower().startswith("content-length:"))
         await reader.readexactly(length)
-        if sent >= begin:
-            found.append((1000 * (time.perf_counter() - sent), int(lines[0].split()[1])))
+        if (now := time.perf_counter()) >= begin:
+            found.append((1000 * (now - sent), int(lines[0].split()[1])))
     writer.close()
     return found
 

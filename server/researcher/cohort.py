@@ -110,11 +110,12 @@ class Cohort:
             )
         here = None if self._folder is None else self._folder / TABLE_FILE
         if here is not None and here.is_file() and digest_of_file(here) == file.digest:
-            return pq.read_table(here)
+            return pq.ParquetFile(here).read()
         with tempfile.TemporaryDirectory(prefix="fedtwin-") as folder:
             path = Path(folder) / TABLE_FILE
             self._fetch([file], Path(folder))
-            return pq.read_table(path, memory_map=False)
+            with pq.ParquetFile(path) as opened:
+                return opened.read()
 
     def table(self) -> pd.DataFrame:
         """The patients, as a pandas table; waits for them. `attrs["fedtwin"]` says where they are from.

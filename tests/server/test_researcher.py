@@ -285,6 +285,8 @@ def test_a_request_whose_answer_is_lost_makes_one_cohort(behind) -> None:
     lost = iter([0, 0])
     cutter.cut = lambda line: next(lost, None) if line == "POST /v1/cohorts" else None
     cohort = hub.request(hub.releases()[0], 30)
+    unheard = iter([0, 20])
+    cutter.cut = lambda line: next(unheard, None) if line == f"GET /v1/cohorts/{cohort.id}" else None
     assert len(cohort.table()) == 30
     assert [line for line, _, _ in cutter.seen].count("POST /v1/cohorts") == 3
     assert [one.id for one in hub.cohorts()] == [cohort.id]
