@@ -304,6 +304,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         made.down()
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.xdist_group("killed")
 def test_a_run_survives_one_kill_in_each_round(federation: Federation) -> None:
     run = federation.start_run()
@@ -322,9 +323,10 @@ def test_a_run_survives_one_kill_in_each_round(federation: Federation) -> None:
     assert not any("resumed" in text for text in said)  # nobody had to
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.xdist_group("killed")
 def test_a_stop_ends_the_work_at_the_hospitals_within_seconds_and_frees_them(federation: Federation) -> None:
-    long = {"refine": {**STUDY["refine"], "generator_steps": 20_000, "noise_multiplier": 8.0}}
+    long = {"refine": {**STUDY["refine"], "rounds": 1, "generator_steps": 10_000, "noise_multiplier": 8.0}}
     run = federation.start_run(**long)
     run.reach("after-debit", "north")
     federation.call("POST", f"/runs/{run.id}/stop")
