@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from models.digests import digest_of
 from privacy.cli.folders import write_durably
@@ -64,6 +64,7 @@ class Store:
         cohorts: folder of the cohorts' folders.
         allowances: what users may have.
         clock: gives the time; tests hand in their own.
+        studies: those that `server.studies` has read, by name; a registered study never changes.
     """
 
     database: Database
@@ -72,6 +73,7 @@ class Store:
     cohorts: Path
     allowances: Allowances = DEFAULTS
     clock: Callable[[], dt.datetime] = utc_now
+    studies: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, home: Home, *, clock: Callable[[], dt.datetime] = utc_now) -> Store:

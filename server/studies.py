@@ -73,20 +73,22 @@ def get_study(store: Store, name: str) -> RegisteredStudy:
     Raises:
         NotFoundError: there is none; lists those there are.
     """
-    with store.database.read() as session:
-        row = session.get(StudyRow, name)
-        if row is None:
-            raise NotFoundError(
-                "study", name, session.scalars(select(StudyRow.name).order_by(StudyRow.name).limit(50))
-            )
-        return _registered(row)
+    known = get_studies(store, [name])
+    if name not in known:
+        with store.database.read() as session:
+            names = session.scalars(select(StudyRow.name).order_by(StudyRow.name).limit(50))
+            raise NotFoundError("study", name, names)
+    return known[name]
 
 
 def get_studies(store: Store, names: Collection[str]) -> dict[str, RegisteredStudy]:
-    """Those of these names that there are, by name; one query."""
-    with store.database.read() as session:
-        rows = session.scalars(select(StudyRow).where(StudyRow.name.in_(names)))
-        return {row.name: _registered(row) for row in rows}
+    """Those of these names that there are, by name; one query for those that were not read before."""
+    unread = [name for name in names if name not in store.studies]
+    if unread:
+        with store.database.read() as session:
+            rows = session.scalars(select(StudyRow).where(StudyRow.name.in_(unread)))
+            store.studies.update((row.name, _registered(row)) for row in rows)
+    return {name: store.studies[name] for name in names if name in store.studies}
 
 
 def list_studies(store: Store) -> list[RegisteredStudy]:
