@@ -2,8 +2,9 @@
 
 Reads a plan as JSON from standard input: {"port", "key", "clients", "seconds", "first", "requests": [[method, path,
 body], ...]}. Each client has one connection and takes the requests in turn; `{n}` in a path or body becomes a number
-that is used once, from `first` on. Writes {"seconds", "milliseconds": [...], "refused": {status: count}} to standard
-output. Plain sockets, since a library would cost as much as what is measured.
+that is used once, from `first` on. Writes {"seconds", "milliseconds": [...], "answers", "refused": {status: count}} to
+standard output; `answers` counts the warm-up's too. Plain sockets, since a library would cost as much as what is
+measured.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import itertools
 import json
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 WARM_UP_SECONDS = 0.5
@@ -23,7 +25,7 @@ async def client(
 ) -> list[tuple[float, int]]:
     """One client's answers: (milliseconds, status) each."""
     reader, writer = await asyncio.open_connection("127.0.0.1", plan["port"])
-    found = []
+    found = []  # of the warm-up with a negative time
     end = begin + plan["seconds"]
     while (sent := time.perf_counter()) < end:
         number = next(numbers)
@@ -41,8 +43,8 @@ async def client(
         lines = answer.decode("latin-1").split("\r\n")
         length = next(int(line.split(":")[1]) for line in lines if line.lower().startswith("content-length:"))
         await reader.readexactly(length)
-        if (now := time.perf_counter()) >= begin:
-            found.append((1000 * (now - sent), int(lines[0].split()[1])))
+        now = time.perf_counter()
+        found.append((1000 * (now - sent) if now >= begin else -1.0, int(lines[0].split()[1])))
     writer.close()
     return found
 
@@ -53,11 +55,13 @@ async def run(plan: dict[str, Any]) -> dict[str, Any]:
     begin = time.perf_counter() + WARM_UP_SECONDS
     answers = await asyncio.gather(*(client(plan, numbers, begin) for _ in range(plan["clients"])))
     took = time.perf_counter() - begin
-    refused: dict[int, int] = {}
-    for status in (status for found in answers for _, status in found if status >= 400):
-        refused[status] = refused.get(status, 0) + 1
-    milliseconds = sorted(one for found in answers for one, _ in found)
-    return {"seconds": took, "milliseconds": milliseconds, "refused": refused}
+    counted = [one for found in answers for one in found if one[0] >= 0]
+    return {
+        "seconds": took,
+        "milliseconds": sorted(one for one, _ in counted),
+        "answers": sum(map(len, answers)),
+        "refused": Counter(status for _, status in counted if status >= 400),
+    }
 
 
 if __name__ == "__main__":
