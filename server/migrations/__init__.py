@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 
 def migrate(engine: Engine) -> str:
@@ -25,13 +27,41 @@ def migrate(engine: Engine) -> str:
     if head is None:
         raise RuntimeError("this installation of fedtwin carries no migrations; install it again")
     writer = engine.execution_options(fedtwin_write=True)
-    with writer.begin() as connection:
+    with writer.connect() as connection, _tables_may_be_rebuilt(connection), connection.begin():
         if connection.dialect.name == "postgresql":  # processes that start together take turns
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('fedtwin/migrate'))"))
         if MigrationContext.configure(connection).get_current_revision() != head:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            _check_references(connection)
     return head
+
+
+@contextmanager
+def _tables_may_be_rebuilt(connection: Connection) -> Iterator[None]:
+    """SQLite changes a table by dropping the old one, which references to its rows would forbid.
+
+    References: https://www.sqlite.org/lang_altertable.html#otheralter, steps 1, 10 and 12.
+    """
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    plain = connection.connection.driver_connection
+    assert plain is not None
+    plain.execute("PRAGMA foreign_keys=OFF")  # has no effect within a transaction
+    try:
+        yield
+    finally:
+        plain.execute("PRAGMA foreign_keys=ON")
+
+
+def _check_references(connection: Connection) -> None:
+    if connection.dialect.name == "sqlite":
+        dangling = connection.execute(text("PRAGMA foreign_key_check")).fetchall()
+        if dangling:
+            raise RuntimeError(
+                f"the migration left {len(dangling)} references to nothing; nothing was changed"
+            )
 
 
 def _config() -> Config:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError
 
+from server import migrations
 from server.database import Database, DatabaseError
 from server.migrations import migrate
 from server.store import Store
-from server.tables import Base, LedgerEntryRow, RunMessageRow, StudyRow
+from server.tables import Base, LedgerEntryRow, RunMessageRow, RunRow, StudyRow
 
 
 def test_migrations_give_exactly_the_tables_of_the_models(store: Store) -> None:
@@ -24,6 +26,29 @@ def test_migrations_give_exactly_the_tables_of_the_models(store: Store) -> None:
 
 def test_migrating_again_changes_nothing(store: Store) -> None:
     assert migrate(store.database.engine) == migrate(store.database.engine) == "0004"
+
+
+def test_a_database_with_a_run_is_brought_to_the_newest_version(tmp_path) -> None:
+    """Rows that other rows refer to are where a change of their table goes wrong."""
+    database = Database(f"sqlite:///{tmp_path / 'old.db'}")
+    config = migrations._config()
+    with database.engine.execution_options(fedtwin_write=True).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        for row in (
+            "studies VALUES ('heart', 'd', '{}', 'olga', '2026-01-01')",
+            "runs (id, study, study_digest, sites, state, stop_requested, phase, round, rounds, percent, reason, "
+            "started_by, created_at) VALUES ('run-1', 'heart', 'd', '[]', 'completed', 0, 'done', 1, 1, 100, '', "
+            "'olga', '2026-01-01')",
+            "run_messages (run, at, level, text) VALUES ('run-1', '2026-01-01', 'info', 'completed')",
+        ):
+            connection.execute(text(f"INSERT INTO {row}"))
+    migrate(database.engine)
+    with database.read() as session:
+        assert session.scalars(select(RunMessageRow.run)).all() == ["run-1"]
+        assert session.get_one(RunRow, "run-1").state == "completed"
+        assert session.scalar(text("PRAGMA foreign_keys")) == 1
+    database.close()
 
 
 def test_a_failed_transaction_leaves_nothing(store: Store, clock) -> None:
