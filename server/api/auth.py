@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -82,8 +82,8 @@ def authenticate(
 AnyRole = Annotated[ApiKey, Depends(authenticate)]
 
 
-def _needs(*roles: Role) -> Callable[[ApiKey], ApiKey]:
-    def check(key: AnyRole) -> ApiKey:
+def _needs(*roles: Role) -> Callable[[ApiKey], Awaitable[ApiKey]]:
+    async def check(key: AnyRole) -> ApiKey:
         if key.role not in roles:
             raise ProblemError(
                 403, "forbidden", f"this needs the role {' or '.join(roles)}; the key has the role {key.role}"
