@@ -73,7 +73,12 @@ class Target:
     def send(self, case: Any, role: str) -> Any:
         key = create_key(self.store, role=role, owner=role).text  # the one before may have been revoked
         case.headers = {**(case.headers or {}), "Authorization": f"Bearer {key}"}
-        answer = case.call_and_validate(checks=_chosen())
+        answer = case.call()
+        # "Come back in a moment" is an answer that the document promises: a preview whose process starts.
+        later = answer.status_code == 503 and "retry-after" in answer.headers
+        case.validate_response(
+            answer, checks=[one for one in _chosen() if not (later and one.__name__ == CHECKS[0])]
+        )
         self.answers[case.method, case.path, answer.status_code] += 1
         return answer
 
