@@ -43,22 +43,19 @@ class UnfinishedRequest:
             CoordinatorError: the request was refused.
         """
         if self._mark.is_file():
-            made = self._under(self._mark.read_text(), request)
+            made = request(self._mark.read_text())
             if made.last_status.state not in ENDED:
                 return made, True
         name = uuid.uuid4().hex
         self._mark.parent.mkdir(parents=True, exist_ok=True)
         write_durably(self._mark, name.encode())
-        return self._under(name, request), False
-
-    def forget(self) -> None:
-        """The cohort is here."""
-        self._mark.unlink(missing_ok=True)
-
-    def _under(self, name: str, request: Callable[[str], Cohort]) -> Cohort:
         try:
-            return request(name)
+            return request(name), False
         except CoordinatorError as error:
             if error.status is not None and error.status < 500:
                 self.forget()  # nothing was made of it
             raise
+
+    def forget(self) -> None:
+        """The cohort is here."""
+        self._mark.unlink(missing_ok=True)

@@ -394,6 +394,11 @@ def test_a_command_that_was_stopped_goes_on_with_the_same_cohort(served, tmp_pat
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=30)
     assert first.returncode not in (0, None)
+    (mark,) = tmp_path.glob(".fedtwin-*")
+    key, served.key = served.key, "ftw_nobody"
+    served.fedtwin(*wanted, cwd=tmp_path, status=1)
+    assert mark.exists()  # a wrong key meanwhile does not make it another request
+    served.key = key
     worker = served.start_jobs()
     try:
         second = served.fedtwin(*wanted, cwd=tmp_path)
