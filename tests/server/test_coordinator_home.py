@@ -100,7 +100,7 @@ def test_a_setting_that_cannot_be_used_is_named(
 
 
 def test_a_folder_without_settings_says_how_to_create_one(tmp_path: Path) -> None:
-    with pytest.raises(HomeError, match="fedtwin server create --home"):
+    with pytest.raises(HomeError, match="fedtwin server init --home"):
         CoordinatorHome.open(tmp_path)
 
 
