@@ -196,6 +196,7 @@ class TestFederationOfProcesses:
             stack.home.app_bundle.write_bytes(ours)
         assert stack.finish(run_id).startswith("failed not this coordinator's app")
 
+    @pytest.mark.slow
     def test_a_stopped_run_ends_promptly_and_the_next_one_runs(self, stack: Stack) -> None:
         for site in stack.sites.values():
             stack.plan_site(site, sleep_seconds=1.0)
@@ -217,6 +218,7 @@ class TestFederationOfProcesses:
             assert control.nodes() == before
         assert again in {node.node_id for node in before if node.site == "north"}
 
+    @pytest.mark.slow
     def test_a_killed_superlink_comes_back_and_the_run_completes(self, stack: Stack) -> None:
         for site in stack.sites.values():
             stack.plan_site(site, sleep_seconds=2.0)
@@ -226,6 +228,7 @@ class TestFederationOfProcesses:
         assert stack.finish(run_id) == "completed"
         assert [one["answers"] for one in stack.rounds()] == [dict.fromkeys(SITES, "ok")] * 3
 
+    @pytest.mark.slow
     def test_a_killed_worker_of_the_coordinator_ends_its_run_soon_and_the_next_one_runs(
         self, stack: Stack
     ) -> None:
@@ -237,6 +240,7 @@ class TestFederationOfProcesses:
         assert time.monotonic() - killed < 50  # Flower itself needs a minute
         assert stack.finish(stack.run(rounds=1)) == "completed"
 
+    @pytest.mark.slow
     def test_a_killed_worker_fails_its_site_for_the_round_and_is_back_for_the_next(
         self, stack: Stack
     ) -> None:
@@ -252,6 +256,7 @@ class TestFederationOfProcesses:
         assert first["north"].startswith("unavailable: the site's worker")
         assert second == dict.fromkeys(SITES, "ok")
 
+    @pytest.mark.slow
     def test_a_killed_supernode_fails_its_site_for_the_round_and_no_other(self, stack: Stack) -> None:
         for site in stack.sites.values():
             stack.plan_site(site, sleep_seconds=2.0)

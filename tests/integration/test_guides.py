@@ -211,6 +211,7 @@ def test_what_does_not_run_here_names_things_that_exist() -> None:
     assert seen == {"install", "fedtwin server up", "fedtwin site up"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.xdist_group("guides")
 def test_the_guides_lead_from_nothing_to_a_release_and_out_again(machines: Machines) -> None:
