@@ -27,7 +27,12 @@ assert _spec.loader is not None
 chromium = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(chromium)
 
-pytestmark = pytest.mark.skipif(chromium.PROGRAM is None, reason="no Chromium is installed here")
+pytestmark = [
+    pytest.mark.skipif(chromium.PROGRAM is None, reason="no Chromium is installed here"),
+    pytest.mark.xdist_group(
+        "site-page"
+    ),  # one page, one browser, and the first test begins with nobody asking
+]
 
 TOKEN = "a-token-of-the-test"
 STUDY = """
@@ -170,8 +175,18 @@ def test_a_study_is_approved_on_the_page_runs_and_is_seen_there_and_the_approval
         run_rounds(lab.federation, lab.store, again)
 
 
+@pytest.fixture
+def asked(lab: InProcessLab) -> None:
+    """A study has asked, whichever tests came before."""
+    site = lab.sites["ash"]
+    if not Guard(site.record_file, load_policy(site.policy_file)).requests():
+        studies.register_study(lab.store, Study.from_toml(STUDY), created_by="olga")
+        with pytest.raises(RoundFailedError):
+            run_rounds(lab.federation, lab.store, runs.create_run(lab.store, "small", started_by="olga").id)
+
+
 def test_pages_fit_a_telephone_are_readable_in_both_colours_and_load_nothing_from_elsewhere(
-    lab, address, browser
+    asked, address, browser
 ) -> None:
     browser.open(f"{address}/?token={TOKEN}")
     browser.look()
@@ -192,7 +207,7 @@ def test_pages_fit_a_telephone_are_readable_in_both_colours_and_load_nothing_fro
         assert all(name.startswith(address) for name in loaded)
 
 
-def test_the_keyboard_reaches_the_content_first_and_every_link_and_field(lab, address, browser) -> None:
+def test_the_keyboard_reaches_the_content_first_and_every_link_and_field(asked, address, browser) -> None:
     browser.look()
     browser.open(f"{address}/?token={TOKEN}")
     browser.open(browser.evaluate("document.querySelector('article h2 a').href"))
