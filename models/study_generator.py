@@ -124,7 +124,6 @@ def fit_study(
         study,
         moments,
         noise_std=noise_std,
-        num_releases=1,
         progress=lambda done: told("table", done),
         seed=seed,
     )

@@ -78,7 +78,6 @@ def warm_start(
     noisy_sum: Tensor,
     *,
     noise_std: float,
-    num_releases: int,
     progress: Progress | None = None,
     seed: int = 0,
 ) -> WarmStart:
@@ -89,8 +88,7 @@ def warm_start(
     Args:
         study: its schema and settings.
         noisy_sum: (size,) float64, the sites' vectors added up.
-        noise_std: standard deviation of the noise in one entry of one site's vector.
-        num_releases: how many sites' vectors were added, each with its own noise.
+        noise_std: standard deviation of the noise in one entry of `noisy_sum`, all sites' noise together.
         progress: called with the done part, from 0 to 1.
         seed: of the components' first logits.
 
@@ -98,7 +96,7 @@ def warm_start(
         AnchorError: the moments are not finite, or tell of no patients.
     """
     layout = MomentLayout.of(study.table)
-    anchor = Anchor.from_sum(layout, noisy_sum, noise_std=noise_std * num_releases**0.5)
+    anchor = Anchor.from_sum(layout, noisy_sum, noise_std=noise_std)
     plan = plan_fit(study, anchor)
     generator = fit_mixture(
         anchor, plan, label_weight=study.warm_start.label_weight, progress=progress, seed=seed

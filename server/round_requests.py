@@ -29,6 +29,8 @@ class RoundRequests:
     def __init__(self, store: Store, run: Run, study: Study, say: Callable[[str, str], None]) -> None:
         self._store, self._run, self._study, self._say = store, run, study, say
         self._witnessed: dict[str, int] = {}
+        # The ledger's key is replaced while the server is down, so this holds for as long as the run is worked on.
+        self._rotations = ledger_store.rotations(store)
 
     def write(
         self, kind: MessageKind, number: int, names: Collection[str], arrays: Mapping[str, Tensor]
@@ -79,5 +81,5 @@ class RoundRequests:
             "note": newest.encode().decode(),
             "since": since,
             "proof": [part.hex() for part in proof],
-            "rotations": ledger_store.rotations(self._store),
+            "rotations": self._rotations,
         }

@@ -29,7 +29,7 @@ from models.study_generator import fit_study
 from models.weights import decode_arrays, encode_arrays
 from server import round_records, runs, studies
 from server.federation import Federation, SiteFailure
-from server.patience import Patience
+from server.patience import STOP_CHECK_SECONDS, Patience
 from server.releases import Release
 from server.roll_call import RollCall
 from server.round_in_progress import RoundInProgress
@@ -40,7 +40,6 @@ log = logging.getLogger("fedtwin.rounds")
 
 FIT_REPORT_SECONDS = 30.0
 RETRY_PAUSE_SECONDS = 2.0
-STOP_CHECK_SECONDS = 1.0
 QUOTE_DEADLINE_SECONDS = 120.0
 WITNESS_DEADLINE_SECONDS = 60.0
 
@@ -230,7 +229,7 @@ class RoundLoop:
             now = time.monotonic()
             if now - asked >= STOP_CHECK_SECONDS:
                 asked = now
-                if runs.stop_requested(self._store, self._run.id):
+                if self._stop_requested():
                     raise RunStoppedError
             if now - said >= FIT_REPORT_SECONDS:
                 said = now

@@ -52,7 +52,7 @@ def true_moments(table):
 
 def test_without_noise_the_moments_are_fitted():
     table = correlated_table(20_000)
-    fitted = warm_start(make_study(), noisy_sum(table, 0.0), noise_std=0.0, num_releases=1)
+    fitted = warm_start(make_study(), noisy_sum(table, 0.0), noise_std=0.0)
     assert (fitted.generator.moments() - true_moments(table)).abs().max() < 0.01
 
 
@@ -76,8 +76,8 @@ def test_sites_add_up_as_if_their_patients_were_together():
     table = correlated_table(9_000)
     halves = [table.select(torch.arange(0, 4_000)), table.select(torch.arange(4_000, 9_000))]
     layout, study = MomentLayout(CARDS, 3), make_study()
-    together = warm_start(study, layout.sum(table), noise_std=1.0, num_releases=2)
-    added = warm_start(study, layout.sum(halves[0]) + layout.sum(halves[1]), noise_std=1.0, num_releases=2)
+    together = warm_start(study, layout.sum(table), noise_std=2**0.5)
+    added = warm_start(study, layout.sum(halves[0]) + layout.sum(halves[1]), noise_std=2**0.5)
     torch.testing.assert_close(together.generator.moments(), added.generator.moments(), atol=1e-4, rtol=0)
 
 
@@ -93,10 +93,10 @@ def test_the_anchor_carries_noise_of_all_sites_per_frequency():
 def test_the_truth_and_the_fit_have_no_misfit_and_independence_has():
     table = correlated_table(20_000)
     study = make_study()
-    fitted = warm_start(study, noisy_sum(table, 60.0), noise_std=60.0, num_releases=1)
+    fitted = warm_start(study, noisy_sum(table, 60.0), noise_std=60.0)
     assert fitted.scores()["misfit"] < 2
     anchor = Anchor.from_tensor(MomentLayout(CARDS, 3), fitted.anchor)
-    flat = warm_start(study, noisy_sum(table, 60.0), noise_std=60.0, num_releases=1).generator
+    flat = warm_start(study, noisy_sum(table, 60.0), noise_std=60.0).generator
     with torch.no_grad():
         flat.logits.copy_(flat.one_way().log().expand_as(flat.logits))
     assert scores_of(flat, anchor)["misfit"] > 10
@@ -105,14 +105,11 @@ def test_the_truth_and_the_fit_have_no_misfit_and_independence_has():
 def test_more_noise_means_no_more_components():
     table, study = correlated_table(20_000), make_study(steps=2, components=0)
     counts = [
-        warm_start(study, noisy_sum(table, std), noise_std=std, num_releases=1).plan.components
-        for std in (1.0, 30.0, 600.0)
+        warm_start(study, noisy_sum(table, std), noise_std=std).plan.components for std in (1.0, 30.0, 600.0)
     ]
     assert counts == sorted(counts, reverse=True)
     assert (
-        warm_start(
-            make_study(steps=2, components=17), noisy_sum(table, 30.0), noise_std=30.0, num_releases=1
-        ).plan.components
+        warm_start(make_study(steps=2, components=17), noisy_sum(table, 30.0), noise_std=30.0).plan.components
         == 17
     )
 
@@ -123,7 +120,6 @@ def test_progress_goes_from_nothing_to_all():
         make_study(steps=35),
         noisy_sum(correlated_table(5_000), 9.0),
         noise_std=9.0,
-        num_releases=1,
         progress=told.append,
     )
     assert told == sorted(told)
@@ -134,7 +130,7 @@ def test_moments_of_nobody_or_not_finite_are_refused():
     layout, study = MomentLayout(CARDS, 3), make_study()
     noise = 50 * torch.randn(layout.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with pytest.raises(AnchorError, match="within the noise"):
-        warm_start(study, noise, noise_std=50.0, num_releases=1)
+        warm_start(study, noise, noise_std=50.0)
     noise[3] = float("nan")
     with pytest.raises(AnchorError, match="not finite"):
-        warm_start(study, noise, noise_std=50.0, num_releases=1)
+        warm_start(study, noise, noise_std=50.0)
