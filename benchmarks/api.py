@@ -35,7 +35,8 @@ from rich.table import Table
 from models.study import Study
 from privacy.cli.supervisor import Supervisor
 from server.api_client import ApiClient
-from server.home import SETTINGS_FILE, CoordinatorHome
+from server.home import CoordinatorHome
+from server.home_settings import SETTINGS_FILE
 from server.keys import create_key
 from server.processes import coordinator_processes
 from server.releases import list_releases, publish_release

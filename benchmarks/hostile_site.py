@@ -47,8 +47,8 @@ FLIPPED = "flipped labels"
 CLAIM = "flipped labels, 1e6 patients for each"
 ATTACKS = (*LIES, REPLAY, FLIPPED, CLAIM)
 """All attacks. The last two are lies that no check can tell: an honest mechanism on patients that do not exist."""
-PASSING = ("sign flip", "free rider: noise", FLIPPED, CLAIM)
-"""Those of which at least the updates of the refine phase pass every check."""
+PASSING = (FLIPPED, CLAIM)
+"""Those whose every reply passes every check."""
 
 
 class HostileSite(SiteRounds):

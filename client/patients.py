@@ -12,7 +12,7 @@ import rfc8785
 import torch
 from torch import Tensor
 
-from client.connectors import DataSource, DataSourceError, PatientSource, open_source
+from client.connectors import DataSource, DataSourceError, PatientSource, open_source, reading_files
 from client.connectors.image_records import ImageShape
 from client.connectors.image_source import open_images, table_of
 from client.encoded_tables import (
@@ -60,9 +60,22 @@ def load_patients(
             that the study ignores.
         TableFaultsError: they do not fit the schema; lists row (or patient) and column of each fault.
     """
-    data, schema = site.data_for(study.name), study.table
-    if study.image is not None:
-        return _load_images(data, schema, study.image, noise or SystemNoise())
+    data, noise = site.data_for(study.name), noise or SystemNoise()
+    with reading_files():
+        if study.image is not None:
+            return _load_images(data, study.table, study.image, noise)
+        return _load_table(site, data, study.table, noise, occasion, spill_bytes)
+
+
+def _load_table(
+    site: SiteHome,
+    data: DataSource,
+    schema: StudySchema,
+    noise: NoiseSource,
+    occasion: str,
+    spill_bytes: int,
+) -> EncodedTable:
+    """Rows; from the file that was kept of them, if the data are as they were."""
     _check_patient_column(data, schema)
     source = open_source(data)
     stamp = source.stamp()
@@ -73,7 +86,7 @@ def load_patients(
     kept = open_codes(path, len(schema.columns), narrow_dtype(schema)) if reusable else None
     if kept is not None:
         return kept
-    table = _encode(source, schema, path, noise or SystemNoise(), spill_bytes)
+    table = _encode(source, schema, path, noise, spill_bytes)
     if not reusable:
         path.unlink(missing_ok=True)  # what is mapped stays until the table is let go
     return table
@@ -174,7 +187,8 @@ class PatientTables:
         """
         data = self._site.data_for(study.name)
         source = open_source(data) if study.image is None else open_images(data)
-        key = (f"{data!r} {_digest(study.table, study.image)}", source.stamp() or f"run {run}")
+        with reading_files():
+            key = (f"{data!r} {_digest(study.table, study.image)}", source.stamp() or f"run {run}")
         if self._known is None or self._known[0] != key:
             self._known = None  # before the next is read: two tables need not fit into memory
             table = load_patients(self._site, study, noise=self._noise, occasion=run)
@@ -183,12 +197,9 @@ class PatientTables:
                     "the data changed while they were read; wait until the export is complete"
                 )
             secret = self._site.fingerprint_secret.read_bytes()
-            self._known = (
-                key,
-                LoadedPatients(
-                    table=table, fingerprint=source.fingerprint(secret) or _fingerprint_of(table, secret)
-                ),
-            )
+            with reading_files():
+                digest = source.fingerprint(secret) or _fingerprint_of(table, secret)
+            self._known = (key, LoadedPatients(table=table, fingerprint=digest))
         return self._known[1]
 
 

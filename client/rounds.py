@@ -36,7 +36,7 @@ from client.interruption import Interruption, RoundInterruptedError
 from client.parts import PartCache
 from client.patients import LoadedPatients, PatientDraws, PatientTables
 from client.policy import PolicyError, load_policy
-from client.state import SiteState
+from client.state import LostReplyError, SiteState
 from client.witness import Witness
 from models.discriminator import Discriminator
 from models.exchange import Refusal, RoundReply, RoundRequest
@@ -138,6 +138,9 @@ class SiteRounds:
             if error.code in SPOKEN_CODES:
                 return self._reply(request, refusal=Refusal(code=error.code, reason=str(error)))
             self._tell_staff(request, str(error))
+        except LostReplyError as error:  # depends on the site's files alone
+            self._tell_staff(request, str(error))
+            return self._reply(request, refusal=Refusal(code="lost-reply", reason=error.spoken))
         except (DataSourceError, TableFaultsError, PolicyError) as error:
             self._tell_staff(request, str(error))
         except Exception as error:  # whatever it is, its text may hold a patient's value: keep it here

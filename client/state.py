@@ -8,13 +8,21 @@ from pathlib import Path
 from torch import Tensor
 
 from models.digests import digest_of
-from models.exchange import RoundReply
-from models.weights import decode_arrays, encode_arrays
+from models.exchange import ExchangeError, RoundReply
+from models.weights import ArraysError, decode_arrays, encode_arrays
 from privacy.cli.folders import write_durably
 
 
 class LostReplyError(Exception):
-    """A reply that the record says was kept is gone or altered; the round cannot be run a second time."""
+    """A reply that the record says was kept cannot be sent again; its round stays spent and is not run a second time.
+
+    Attributes:
+        spoken: the same for the coordinator: what happened and what to do, and nothing of patients or files.
+    """
+
+    def __init__(self, text: str, *, spoken: str) -> None:
+        super().__init__(text)
+        self.spoken = spoken
 
 
 class SiteState:
@@ -42,9 +50,23 @@ class SiteState:
         """The reply that was kept for a round.
 
         Raises:
-            LostReplyError: it is gone, or it is not the one that the record names.
+            LostReplyError: it is gone, it is not the one that the record names, or another version wrote it in a
+                form that this one does not read.
         """
-        return RoundReply.decode(*self.reply_bytes(run, round_number, digest))
+        kept = self.reply_bytes(run, round_number, digest)
+        try:
+            return RoundReply.decode(*kept)
+        except (ExchangeError, ArraysError) as error:
+            what = (
+                f"the reply that was kept for round {round_number} of run {run} is in another version's form"
+            )
+            raise LostReplyError(
+                f"{what} ({error}); it stays spent and is not computed again. Start the version of fedtwin that wrote "
+                "it until that run has ended, or let the run go on without this round",
+                spoken=f"{what}, since the site was upgraded during the run; it stays spent there and is not computed "
+                "again. Go on without this round, or have the site start its earlier version until the run has "
+                "ended, and resume the run",
+            ) from error
 
     def reply_bytes(self, run: str, round_number: int, digest: str) -> tuple[bytes, bytes]:
         """The same as it was sent, (body, arrays): to be looked at, whatever version wrote it.
@@ -55,9 +77,12 @@ class SiteState:
         path = self._path(run, round_number, "reply")
         data = path.read_bytes() if path.is_file() else b""
         if digest_of(data) != digest:
+            what = f"the reply that was kept for round {round_number} of run {run}"
             raise LostReplyError(
-                f"the reply of run {run}, round {round_number} in {path} is not the one that was recorded; "
-                "the round stays spent and is not run again"
+                f"{what} in {path} is not the one that was recorded; the round stays spent and is not run again. "
+                "Put the file back from a backup, or let the run go on without this round",
+                spoken=f"{what} is lost at the site; it stays spent there and is not computed again. Go on without "
+                "this round",
             )
         body, _, arrays = data.partition(b"\n")
         return body, arrays

@@ -169,7 +169,7 @@ class Refusal:
     """A site's no, in words that say nothing about its patients.
 
     Attributes:
-        code: `budget`, `policy`, `approval`, `data`, `request`, `busy` or `internal`.
+        code: `budget`, `policy`, `approval`, `request`, `busy`, `lost-reply`, or `not-ready`, which says no more.
         reason: for people.
     """
 

@@ -108,7 +108,7 @@ class FederationSettings(Frozen):
         round_deadline_seconds: how long the coordinator waits for the sites in one round.
         grace_seconds: once the quorum has answered, how long the others still have at least; they have as long
             again as the quorum took, where that is longer, and never more than the deadline.
-        late_join: whether a site that was not ready at the start may take part in later rounds; its own budget
+        late_join: whether a site of which no measurement counts may take part in refine rounds; its own budget
             pays for those alone.
         max_update_norm: bound on the L2 norm of one site's generator update; beyond it is dropped.
         aggregation: how the sites' replies become one. `mean` believes every reply that passes its checks;

@@ -1,6 +1,6 @@
-"""The SuperLink's control interface: start, stop and follow runs, register sites. Half of the coordinator's adapter.
+"""The SuperLink's control interface: start, stop and follow runs, register sites. All that the API needs of Flower.
 
-The other half, `server.flower_adapter`, carries a run's messages; this one is all that the API needs of Flower.
+A run's messages are `server.flower_adapter`'s; the worker that is given the run is `server.flower_worker`.
 """
 
 from __future__ import annotations

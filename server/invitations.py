@@ -183,18 +183,22 @@ def approve(store: Store, site: str, *, by: str) -> sites.Site:
 
 
 def deny(store: Store, site: str, *, by: str, reason: str) -> KeptInvitation:
-    """Turn the waiting card of a site down, for good; it may be invited again.
+    """Turn the waiting card of a site down, or take back an invitation that nobody answered; for good, in both cases.
+
+    The site may be invited again.
 
     Raises:
-        NotFoundError: no card waits under that name.
+        NotFoundError: no card waits under that name, and no invitation is open.
         InvalidError: no reason; the site is told it.
     """
     if not (reason.strip() and len(reason) <= 500 and reason.isprintable()):
         raise InvalidError("reason", "give a reason of 1 to 500 printable characters; the site is told it")
     with store.database.write() as session:
         _lock(store, session)
-        row = _waiting(session, site)
-        row.state, row.reason, row.decided_by, row.decided_at = "denied", reason, by, store.clock()
+        unanswered = _answering(session, site, "open")
+        row = unanswered[0] if unanswered else _waiting(session, site)
+        row.state = "withdrawn" if unanswered else "denied"
+        row.reason, row.decided_by, row.decided_at = reason, by, store.clock()
         return _kept(row)
 
 

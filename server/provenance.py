@@ -20,7 +20,7 @@ from server.cohorts import Cohort
 from server.exports.context import ExportContext
 from server.exports.writer import ExportFormat
 from server.releases import LIMITS_OF_USE, Release
-from server.spends import run_spends
+from server.spends import rounds_by_site, run_spends
 from server.store import Store
 
 SOFTWARE = ("fedtwin", "torch", "numpy", "pandas", "pyarrow")
@@ -44,6 +44,7 @@ def make_statement(
         files: `sha256:` digest of each data file by name.
     """
     spends = {spend.site: spend for spend in run_spends(store, release.run)}
+    counted = rounds_by_site(store, release.run, "accepted", last_round=release.round)
     request = cohort.request
     context = ExportContext.of(release, study, request)
     return {
@@ -84,6 +85,8 @@ def make_statement(
                     "epsilon": spends[name].spent_epsilon if name in spends else None,
                     "delta": spends[name].spent_delta if name in spends else None,
                     "cap": spends[name].cap_epsilon if name in spends else None,
+                    "in_measurement": 1 in counted.get(name, ()),
+                    "refine_rounds": sum(number > 1 for number in counted.get(name, ())),
                 }
                 for name in release.sites
             ],

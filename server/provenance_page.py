@@ -98,16 +98,23 @@ def _noise(algorithm: Mapping[str, Any]) -> str:
 
 
 def _sites(privacy: Mapping[str, Any]) -> str:
-    heads = "".join(f"<th scope=col>{name}</th>" for name in ("Site", "Epsilon", "Delta", "Cap"))
+    heads = "".join(f"<th scope=col>{name}</th>" for name in ("Site", "Part", "Epsilon", "Delta", "Cap"))
     rows = "".join(
-        f"<tr>{''.join(f'<td>{_(one[name])}</td>' for name in ('site', 'epsilon', 'delta', 'cap'))}</tr>"
-        for one in privacy["sites"]
+        f"<tr>{''.join(f'<td>{_(cell)}</td>' for cell in _cells_of(one))}</tr>" for one in privacy["sites"]
     )
     return (
         f"<h2>Privacy</h2><p>Unit: {_(privacy['unit'])}. Trust: {_(privacy['trust'])}. "
         f"Cost of this cohort: {_(privacy['cost_of_this_cohort'])}.</p>"
         f"<table><thead><tr>{heads}</tr></thead>{rows}</table>"
     )
+
+
+def _cells_of(site: Mapping[str, Any]) -> tuple[object, ...]:
+    rounds = site["refine_rounds"]
+    part = "measured" if site["in_measurement"] else "not measured"
+    if rounds or not site["in_measurement"]:
+        part += f", {rounds} refine round{'' if rounds == 1 else 's'}"
+    return site["site"], part, site["epsilon"], site["delta"], site["cap"]
 
 
 def _formats(formats: list[Mapping[str, Any]]) -> str:

@@ -21,7 +21,13 @@ class RollCall:
     """The sites of one run as they stand.
 
     Guarantees: a site is ready only if the last quote that it answered says so, it has neither refused nor stayed
-        silent since, and it is enrolled.
+        silent since, none of its replies in this run was rejected, and it is enrolled. Where the study takes nobody
+        late, a site of which no measurement counts takes no part in later rounds.
+
+    Why a rejected reply is for the whole run: an honest site sends none but by chance in ten million. So it is a
+    fault, which the next round would meet again after the site's patients have paid for it, or a lie, whose teller
+    is not to be asked for more. A run that was killed or resumed remembers it. The same round asked again costs the
+    site nothing, so that there it has another chance.
 
     Args:
         store: the coordinator's state.
@@ -38,8 +44,9 @@ class RollCall:
         self, store: Store, run: Run, settings: FederationSettings, say: Callable[[str, str], None]
     ) -> None:
         self._store, self._run, self._settings, self._say = store, run, settings, say
-        # Those that took part before, in this attempt at the run or an earlier one.
-        self._known = {spend.site for spend in spends.run_spends(store, run.id)}
+        self._aside = {
+            site: rounds[0] for site, rounds in spends.rounds_by_site(store, run.id, "rejected").items()
+        }
         self._rounds_missed: dict[str, int] = {}
         self.ready: list[str] = []
         self.keys: dict[str, VerifyKey] = {}
@@ -57,8 +64,24 @@ class RollCall:
 
     def candidates(self, number: int) -> list[str]:
         """Enrolled sites that may take part in a round, ready or not."""
-        late = number > 1 and not self._settings.late_join
-        return [site for site in self.keys if not late or site in self._known]
+        return [site for site in self.keys if site not in self._excluded(number)]
+
+    def absences(self, number: int) -> list[str]:
+        """Why enrolled sites may not take part in a round, whatever they answer."""
+        return [f"{site}: {why}" for site, why in self._excluded(number).items() if site in self.keys]
+
+    def _excluded(self, number: int) -> dict[str, str]:
+        """Sites that are not asked to spend in a round, and why."""
+        why = {
+            site: f"its reply in round {rejected} was rejected"
+            for site, rejected in self._aside.items()
+            if rejected < number
+        }
+        if number > 1 and not self._settings.late_join:
+            measured = spends.rounds_by_site(self._store, self._run.id, "accepted", last_round=1)
+            for site in set(self.keys) - set(measured) - set(why):
+                why[site] = "it is not in the measurement, and the study takes nobody late"
+        return why
 
     def due(self, number: int) -> list[str]:
         """Those of them that are away and to be quoted beside this round; call it once a round."""
@@ -85,7 +108,6 @@ class RollCall:
         if quote.reasons:
             return "; ".join(quote.reasons)
         self.ready.append(site)
-        self._known.add(site)
         self._rounds_missed.pop(site, None)
         spent, projected, cap = quote.spent, quote.projected, quote.cap
         self._say(f"{site} would go from epsilon {spent:.3f} to {projected:.3f} of its cap {cap:.3f}", "info")
@@ -94,6 +116,22 @@ class RollCall:
     def send_away(self, names: Collection[str]) -> None:
         """These did not answer, or refused: they are quoted before they are asked again."""
         self.ready = [site for site in self.ready if site not in names]
+
+    def set_aside(self, site: str, number: int) -> None:
+        """Its reply in this round was rejected: it is not asked to spend again in this run."""
+        self.send_away([site])
+        self._aside.setdefault(site, number)
+        self._say(
+            f"{site} is not asked again in this run, so that its patients pay for nothing more that is dropped; "
+            "mended, it takes part in the next run",
+            "warning",
+        )
+
+    @property
+    def witnesses(self) -> list[str]:
+        """Sites to show the ledger to: all that answer, asked to spend or not; whoever is enrolled if none does."""
+        aside = [site for site in self._aside if site in self.keys and site not in self.ready]
+        return [*self.ready, *aside] or list(self.keys)
 
     def note_policy(self, site: str, reply: RoundReply) -> None:
         """Log a policy that the site has changed, so that its next receipt names one that is in the ledger.

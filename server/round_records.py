@@ -19,7 +19,8 @@ from privacy.receipt import receipt_digest
 from server import ledger_store
 from server.errors import ConflictError, NotFoundError
 from server.releases import Release, propose_in
-from server.runs import ACTIVE_STATES, Run, end_in, get_run, run_row
+from server.run_rows import ACTIVE_STATES, Run, end_in, run_row
+from server.runs import get_run
 from server.spends import SiteSpend, spend_of_row
 from server.store import Store
 from server.tables import Outcome, RoundRow, RunRow, SpendRow
@@ -118,6 +119,7 @@ def record_round(
             return _recorded(session, row)
         _check_next(session, run, round)
         entries, rows = _write_outcomes(store, session, run, round, outcomes)
+        _forget_earlier_attempts(session, run_id, round, outcomes)
         aggregated = Aggregated(
             study_digest=run.study_digest,
             run=run_id,
@@ -263,9 +265,12 @@ def _write_outcomes(
             row = SpendRow(run=run.id, round=round, site=outcome.site)
             session.add(row)
         elif row.receipt is not None and outcome.receipt is None:
-            continue  # a receipt that came is not forgotten because a retry failed
+            # A receipt that came is not forgotten because a retry failed: it was spent, though it does not count.
+            row.outcome, row.reason = outcome.outcome, outcome.reason
+            continue
         receipt = None if outcome.receipt is None else dict(outcome.receipt)
-        known = row.entry is not None and row.outcome == outcome.outcome and row.receipt == receipt
+        known = row.entry is not None and row.receipt == receipt
+        known = known and (receipt is not None or row.outcome == outcome.outcome)
         row.outcome, row.reason, row.receipt = outcome.outcome, outcome.reason, receipt
         row.spent_epsilon, row.spent_delta = outcome.spent_epsilon, outcome.spent_delta
         row.cap_epsilon, row.recorded_at = outcome.cap_epsilon, store.clock()
@@ -285,6 +290,22 @@ def _write_outcomes(
                 )
             )
     return entries, rows
+
+
+def _forget_earlier_attempts(
+    session: Session, run_id: str, round: int, outcomes: Sequence[SiteOutcome]
+) -> None:
+    """What was accepted in an attempt that missed its quorum is in no result, unless it was accepted again."""
+    query = select(SpendRow).where(
+        SpendRow.run == run_id, SpendRow.round == round, SpendRow.outcome == "accepted"
+    )
+    asked = {outcome.site for outcome in outcomes}
+    for row in session.scalars(query):
+        if row.site not in asked:
+            row.outcome = "failed"
+            row.reason = (
+                "answered an attempt that missed its quorum, and was not there for the one that counts"
+            )
 
 
 def _accepted_receipts(outcomes: Sequence[SiteOutcome]) -> list[str]:

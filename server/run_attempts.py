@@ -8,7 +8,7 @@ twice, or for an earlier attempt, is turned away by `runs.start_running` and can
 from __future__ import annotations
 
 from server.errors import InvalidError
-from server.runs import (
+from server.run_rows import (
     ACTIVE_STATES,
     Run,
     end_in,

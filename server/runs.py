@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import datetime as dt
 import secrets
-from dataclasses import dataclass
 from typing import Literal
 
 from sqlalchemy import select
@@ -26,55 +25,40 @@ from sqlalchemy.orm import Session
 
 from models.study import Study
 from server.errors import ConflictError, InvalidError, NotFoundError
+from server.run_rows import (
+    ACTIVE_STATES,
+    Run,
+    RunMessage,
+    end_in,
+    last_recorded,
+    queue_again,
+    run_row,
+    run_value,
+    say_in,
+)
 from server.store import Store
-from server.tables import RoundRow, RunMessageRow, RunRow, RunState, SiteRow, StudyRow
+from server.tables import RunMessageRow, RunRow, SiteRow, StudyRow
 
-ACTIVE_STATES = frozenset({"queued", "running", "stopping"})
+__all__ = [
+    "ACTIVE_STATES",
+    "MAX_MESSAGES",
+    "Run",
+    "RunMessage",
+    "active_run",
+    "add_message",
+    "create_run",
+    "finish_run",
+    "get_run",
+    "list_runs",
+    "report_progress",
+    "request_stop",
+    "resume_run",
+    "run_messages",
+    "start_running",
+    "stop_requested",
+]
+
 MAX_MESSAGES = 500
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run as it stands.
-
-    Attributes:
-        sites: names of the sites that are asked, fixed at the start.
-        phase: `waiting`, `measure`, `warm-start`, `refine` or `done`.
-        round: the round in progress or last recorded, 0 before the first.
-        percent: of the whole run, 0 to 100.
-        eta_seconds: to the end, where it can be told.
-        flower_run_id: of the Flower run that this attempt belongs to; None until there is one.
-        attempt: how often it was queued, by a person or by itself.
-        reason: why it failed or was stopped.
-    """
-
-    id: str
-    study: str
-    study_digest: str
-    sites: tuple[str, ...]
-    state: RunState
-    stop_requested: bool
-    phase: str
-    round: int
-    rounds: int
-    percent: float
-    eta_seconds: float | None
-    flower_run_id: str | None
-    attempt: int
-    reason: str
-    started_by: str
-    created_at: dt.datetime
-    started_at: dt.datetime | None
-    ended_at: dt.datetime | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunMessage:
-    """Something that happened, in words."""
-
-    at: dt.datetime
-    level: str
-    text: str
 
 
 def create_run(store: Store, study: str, *, started_by: str) -> Run:
@@ -132,7 +116,7 @@ def resume_run(store: Store, run_id: str) -> Run:
         ConflictError: it is completed, or a run is active.
     """
     with store.database.write() as session:
-        run = _row(session, run_id, lock=True)
+        run = run_row(session, run_id)
         if run.state not in {"stopped", "failed"}:
             raise ConflictError(f"run {run_id!r} is {run.state}; only a stopped or failed run can be resumed")
         _refuse_second(store, session)
@@ -157,7 +141,7 @@ def start_running(
         ConflictError: it has ended, or another Flower run works on it.
     """
     with store.database.write() as session:
-        run = _row(session, run_id, lock=True)
+        run = run_row(session, run_id)
         if run.state not in ACTIVE_STATES:
             raise ConflictError(f"run {run_id!r} is {run.state}; resume it first")
         if attempt is not None and attempt != run.attempt:
@@ -190,7 +174,7 @@ def report_progress(
     if not 0 <= percent <= 100:
         raise InvalidError("percent", f"percent is {percent!r}; it must lie between 0 and 100")
     with store.database.write() as session:
-        run = _row(session, run_id, lock=True)
+        run = run_row(session, run_id)
         if run.state in ACTIVE_STATES:
             run.phase, run.round, run.percent, run.eta_seconds = phase, round, percent, eta_seconds
 
@@ -198,7 +182,7 @@ def report_progress(
 def add_message(store: Store, run_id: str, text: str, *, level: str = "info") -> None:
     """Note what happened, in words for the operator; nothing about patients, ever."""
     with store.database.write() as session:
-        _row(session, run_id)
+        run_row(session, run_id, lock=False)
         say_in(store, session, run_id, text, level=level)
 
 
@@ -210,7 +194,7 @@ def request_stop(store: Store, run_id: str) -> Run:
         ConflictError: it has ended already.
     """
     with store.database.write() as session:
-        run = _row(session, run_id, lock=True)
+        run = run_row(session, run_id)
         if run.state not in ACTIVE_STATES:
             raise ConflictError(f"run {run_id!r} is {run.state} already; there is nothing to stop")
         if run.stop_requested:
@@ -218,7 +202,7 @@ def request_stop(store: Store, run_id: str) -> Run:
         run.stop_requested = True
         say_in(store, session, run_id, "asked to stop")
         if run.state == "queued":
-            _end(store, session, run, "stopped", "stopped before it started")
+            end_in(store, session, run, "stopped", "stopped before it started")
         else:
             run.state = "stopping"
         return run_value(run)
@@ -227,7 +211,7 @@ def request_stop(store: Store, run_id: str) -> Run:
 def stop_requested(store: Store, run_id: str) -> bool:
     """Whether somebody asked the run to stop, or it ended already."""
     with store.database.read() as session:
-        run = _row(session, run_id)
+        run = run_row(session, run_id, lock=False)
         return run.stop_requested or run.state not in ACTIVE_STATES
 
 
@@ -250,20 +234,11 @@ def finish_run(
         ConflictError: it ended in another state.
     """
     with store.database.write() as session:
-        run = _row(session, run_id, lock=True)
+        run = run_row(session, run_id)
         if attempt is not None and run.attempt != attempt:
             return run_value(run)
         end_in(store, session, run, state, reason)
         return run_value(run)
-
-
-def end_in(store: Store, session: Session, run: RunRow, state: RunState, reason: str) -> None:
-    """`finish_run` inside the caller's transaction."""
-    if run.state == state:
-        return
-    if run.state not in ACTIVE_STATES:
-        raise ConflictError(f"run {run.id!r} is {run.state}; it cannot become {state}")
-    _end(store, session, run, state, reason)
 
 
 def get_run(store: Store, run_id: str) -> Run:
@@ -273,7 +248,7 @@ def get_run(store: Store, run_id: str) -> Run:
         NotFoundError: there is none.
     """
     with store.database.read() as session:
-        return run_value(_row(session, run_id))
+        return run_value(run_row(session, run_id, lock=False))
 
 
 def active_run(store: Store) -> Run | None:
@@ -310,73 +285,8 @@ def run_messages(store: Store, run_id: str, *, limit: int = MAX_MESSAGES) -> lis
     return [RunMessage(at=row.at, level=row.level, text=row.text) for row in reversed(rows)]
 
 
-def run_row(session: Session, run_id: str) -> RunRow:
-    """The row of a run, locked until the transaction ends.
-
-    Raises:
-        NotFoundError: there is none.
-    """
-    return _row(session, run_id, lock=True)
-
-
-def _row(session: Session, run_id: str, *, lock: bool = False) -> RunRow:
-    row = session.get(RunRow, run_id, with_for_update=lock or None)
-    if row is None:
-        raise NotFoundError("run", run_id)
-    return row
-
-
 def _refuse_second(store: Store, session: Session) -> None:
     store.database.lock(session, "runs")
     active = session.scalars(select(RunRow.id).where(RunRow.active == 1)).first()
     if active is not None:
         raise ConflictError(f"run {active!r} is active and there is one at a time; wait for it or stop it")
-
-
-def queue_again(run: RunRow) -> None:
-    """Let a run wait for its next attempt, inside the caller's transaction."""
-    run.state, run.flower_run_id, run.attempt = "queued", None, run.attempt + 1
-
-
-def last_recorded(session: Session, run_id: str) -> int:
-    """The last recorded round; 0 before the first."""
-    query = select(RoundRow.round).where(RoundRow.run == run_id).order_by(RoundRow.round.desc()).limit(1)
-    return session.scalars(query).first() or 0
-
-
-def _end(store: Store, session: Session, run: RunRow, state: RunState, reason: str) -> None:
-    run.state, run.active, run.reason, run.ended_at = state, None, reason, store.clock()
-    run.eta_seconds = None
-    if state == "completed":
-        run.phase, run.percent = "done", 100.0
-    level = "error" if state == "failed" else "info"
-    say_in(store, session, run.id, f"{state}: {reason}" if reason else state, level=level)
-
-
-def say_in(store: Store, session: Session, run_id: str, text: str, *, level: str = "info") -> None:
-    """`add_message` inside the caller's transaction."""
-    session.add(RunMessageRow(run=run_id, at=store.clock(), level=level, text=text))
-
-
-def run_value(row: RunRow) -> Run:
-    """A row as what callers get."""
-    return Run(
-        id=row.id,
-        study=row.study,
-        study_digest=row.study_digest,
-        sites=tuple(row.sites),
-        state=row.state,
-        stop_requested=row.stop_requested,
-        phase=row.phase,
-        round=row.round,
-        rounds=row.rounds,
-        percent=row.percent,
-        eta_seconds=row.eta_seconds,
-        flower_run_id=row.flower_run_id,
-        attempt=row.attempt,
-        reason=row.reason,
-        started_by=row.started_by,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        ended_at=row.ended_at,
-    )

@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from server.store import Store
-from server.tables import RunRow, SpendRow
+from server.tables import Outcome, RunRow, SpendRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,20 @@ def run_spends(store: Store, run_id: str) -> list[SiteSpend]:
         else spend
         for spend in outcomes
     ]
+
+
+def rounds_by_site(
+    store: Store, run_id: str, outcome: Outcome, *, last_round: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """In which rounds of a run each site's part ended so, up to a round; the first is the measurement."""
+    query = select(SpendRow.site, SpendRow.round).where(SpendRow.run == run_id, SpendRow.outcome == outcome)
+    if last_round is not None:
+        query = query.where(SpendRow.round <= last_round)
+    found: dict[str, tuple[int, ...]] = {}
+    with store.database.read() as session:
+        for site, number in session.execute(query.order_by(SpendRow.site, SpendRow.round)):
+            found[site] = (*found.get(site, ()), number)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ def main() -> None:
     """Serve one run."""
     from privacy.cli.rooms import check_rooms
     from server.app import app
-    from server.flower_adapter import serve_run
+    from server.flower_worker import serve_run
     from server.home import CoordinatorHome
 
     check_rooms()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from client.checks.result import CheckResult, failed, passed
-from client.connectors import DataSourceError, open_source
+from client.connectors import DataSourceError, open_source, reading_files
 from client.connectors.database import reading
 from client.connectors.settings import (
     DicomSource,
@@ -28,30 +28,37 @@ _PROBE = StudySchema.model_validate({"columns": [{"name": "fedtwin-preflight", "
 
 
 def check_data(site: SiteHome) -> CheckResult:
-    """The source answers, and has the column that the site says names the patient."""
-    data = site.data
+    """The source answers, and has the column that the site says names the patient; folders are read with a study."""
     try:
-        if isinstance(data, TableFile | SqlSource):
-            first = next(iter(open_source(data).chunks(_PROBE)))
-            patient_id = data.patient_id
-            if patient_id is not None and patient_id not in first.columns:
-                return failed(
-                    "data",
-                    f"there is no column {patient_id!r}, which site.toml says names the patient",
-                    "correct data.patient_id in site.toml, or the table",
-                )
-        elif isinstance(data, OmopSource):
-            with reading(data.url, data.password_file):
-                pass
-        elif isinstance(data, FhirSource):
-            open_source(data).stamp()
-        elif isinstance(data, ImageFolderSource | NpzSource | DicomSource) and not data.path.exists():
-            raise DataSourceError(f"there is no {data.path}; correct data.path in site.toml")
+        with reading_files():
+            return _check_source(site)
     except (DataSourceError, TableFaultsError, StopIteration) as error:
         return failed(
             "data", str(error) or "nothing is in it", "put that right; [data] in site.toml says where"
         )
-    return passed("data", f"the {data.kind} source can be read")
+
+
+def _check_source(site: SiteHome) -> CheckResult:
+    data = site.data
+    if isinstance(data, TableFile | SqlSource):
+        first = next(iter(open_source(data).chunks(_PROBE)))
+        patient_id = data.patient_id
+        if patient_id is not None and patient_id not in first.columns:
+            return failed(
+                "data",
+                f"there is no column {patient_id!r}, which site.toml says names the patient",
+                "correct data.patient_id in site.toml, or the table",
+            )
+    elif isinstance(data, OmopSource):
+        with reading(data.url, data.password_file):
+            pass
+    elif isinstance(data, FhirSource):
+        open_source(data).stamp()
+    elif isinstance(data, ImageFolderSource | NpzSource | DicomSource) and not data.path.exists():
+        raise DataSourceError(f"there is no {data.path}; correct data.path in site.toml")
+    if isinstance(data, TableFile | SqlSource | OmopSource):
+        return passed("data", f"the {data.kind} source can be read")
+    return passed("data", f"the {data.kind} source is there; with --study its files are read")
 
 
 def check_study_data(site: SiteHome, study: Study) -> list[CheckResult]:

@@ -100,12 +100,13 @@ def deny(
     reason: Annotated[str, typer.Option("--reason", help="Why; the site is told.")],
     by: By = "operator",
 ) -> None:
-    """Turn a site down whose card waits; it may be invited again."""
+    """Turn a site down whose card waits, or take back an invitation that nobody answered; it may be invited again."""
     from server import invitations
 
     with open_store(open_home(home)) as store:
-        invitations.deny(store, name, by=by, reason=reason)
-    typer.echo(f"Site {name!r} is not admitted.")
+        taken = invitations.deny(store, name, by=by, reason=reason)
+    told = "The invitation of" if taken.state == "withdrawn" else "The card of"
+    typer.echo(f"{told} site {name!r} is {taken.state}; it is good for nothing any more.")
 
 
 def remove(home: Home, name: Name) -> None:

@@ -85,7 +85,7 @@ def watch(url: Url, key: Key, run_id: RunId, ca: Ca = None) -> None:
                 line = f"{content['at'][11:19]} {content['text']}"
                 progress.console.print(line, style=style, markup=False)
             else:
-                label = f"{content['phase']}, round {content['round']} of {content['rounds']}"
+                label = f"{content['phase']}, {content['round']} of {content['rounds']} rounds done"
                 progress.update(task, completed=content["percent"], description=label)
     state = api.get(f"/runs/{run_id}")
     console.print(_spend_table(state))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import socket
 import ssl
 import threading
@@ -384,6 +385,23 @@ def test_data_that_cannot_be_read_are_found(site) -> None:
     assert_todo(check_data(site), "no column 'patient'")
     site.data.path.unlink()
     assert_todo(check_data(site), "patients.csv")
+
+
+def test_data_that_the_system_does_not_let_this_user_read_are_found_in_words(site) -> None:
+    study = Study.from_toml(STUDY)
+    site.data.path.chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        for result in (check_data(site), check_study_data(site, study)[0]):
+            assert_todo(result, "may not be read by the user that runs this")
+    finally:
+        os.seteuid(user)
+    site.data.path.unlink()
+    site.data.path.symlink_to("/proc/self/mem")  # opens, and cannot be read
+    for result in (check_data(site), check_study_data(site, study)[0]):
+        assert_todo(result, "Input/output error")
 
 
 def test_data_that_do_not_fit_a_study_are_found_and_the_faults_stay_on_the_screen(site, tmp_path) -> None:

@@ -62,7 +62,8 @@ def serve_coordinator() -> None:
 
     from models.exchange import RoundReply, RoundRequest
     from models.study import Study
-    from server.flower_adapter import FlowerFederation, serve_run
+    from server.flower_adapter import FlowerFederation
+    from server.flower_worker import serve_run
     from server.home import CoordinatorHome
     from server.worker import run_worker
 

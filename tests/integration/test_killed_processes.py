@@ -350,14 +350,15 @@ def test_a_stop_ends_the_work_at_the_hospitals_within_seconds_and_frees_them(fed
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize(("party", "process"), PROCESSES, ids=[f"{a}-{b}" for a, b in PROCESSES])
 def test_each_process_killed_at_each_phase(three: Federation, party: str, process: str, phase: str) -> None:
-    for _ in range(3):
+    # A SuperNode that was killed counts as online for up to a minute: until north is back, runs go on without it.
+    deadline = time.monotonic() + 240
+    while True:
         three.wait_until_all_online()
         run = three.start_run()
         run.reach(phase, "north")
         if not run.ended():
-            break  # else north was still away from the last kill, and did not take part
-    else:
-        pytest.fail(f"no run came to {phase}")
+            break
+        assert time.monotonic() < deadline, f"no run came to {phase}"
     three.kill(party, process)
     run.complete()
     run.check()

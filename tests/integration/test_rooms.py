@@ -19,6 +19,7 @@ FLOWER_FILES = {
     "client/flower_supernode.py",
     "server/flower_adapter.py",
     "server/flower_control.py",
+    "server/flower_worker.py",
     "server/app.py",
     "server/bundle.py",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,8 +15,11 @@ from in_process import InProcessLab
 
 from client.guard import Guard
 from client.policy import load_policy
+from client.state import SiteState
+from models.digests import digest_of
 from models.exchange import RoundReply, RoundRequest
 from models.study import Study
+from privacy.cli.folders import write_durably
 from privacy.receipt import open_receipt
 from server import ledger_store, round_records, runs, spends, studies
 from server.federation import SiteFailure
@@ -152,12 +156,19 @@ def test_every_site_has_countersigned_the_last_checkpoint(lab, study):
 def test_a_bad_reply_is_dropped_with_its_reason_and_the_round_goes_on(lab, study, name):
     change, said = TAMPERINGS[name]
     run = _start(lab, study)
-    assert run_rounds(Tampering(lab.federation, "ash", change), lab.store, run) is not None
-    for recorded in round_records.list_rounds(lab.store, run):
-        outcomes = {spend.site: spend for spend in recorded.spends}
-        assert outcomes["ash"].outcome in {"rejected", "failed"}
-        assert said in outcomes["ash"].reason
-        assert {outcomes["birch"].outcome, outcomes["cedar"].outcome} == {"accepted"}
+    release = run_rounds(Tampering(lab.federation, "ash", change), lab.store, run)
+    assert release is not None
+    first, *later = round_records.list_rounds(lab.store, run)
+    dropped = {spend.site: spend for spend in first.spends}["ash"]
+    assert dropped.outcome == "rejected"
+    assert said in dropped.reason
+    assert len(later) == 2
+    for recorded in (first, *later):
+        counted = {spend.site for spend in recorded.spends if spend.outcome == "accepted"}
+        assert counted == {"birch", "cedar"}
+    # Its patients pay for what was dropped and for nothing more, and the release does not claim them.
+    assert _debits(lab, "ash") == [(run, 1)]
+    assert release.sites == ("birch", "cedar")
 
 
 def test_a_dropped_update_still_leaves_its_receipt_in_the_ledger(lab, study):
@@ -268,6 +279,59 @@ def test_a_coordinator_that_dies_in_any_round_goes_on_with_the_same_replies(lab,
     assert run_rounds(lab.federation, lab.store, run) is not None
     for site in lab.sites:
         assert _debits(lab, site) == [(run, 1), (run, 2), (run, 3)]
+
+
+class EarlierVersion(SiteState):
+    """What a site kept before an upgrade that gave replies another field."""
+
+    def keep_reply(self, reply: RoundReply) -> str:
+        body, arrays = reply.encode()
+        fields = json.loads(body)
+        del fields["lacks"]
+        data = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode() + b"\n" + arrays
+        write_durably(self._path(reply.run, reply.round, "reply"), data)
+        return digest_of(data)
+
+
+@pytest.mark.parametrize("damage", ["another version", "lost"])
+def test_a_kept_reply_that_cannot_be_sent_again_costs_that_round_and_no_debit(lab, study, damage):
+    quorum = study.federation.model_copy(update={"round_deadline_seconds": 0.5})
+    study = study.model_copy(update={"federation": quorum})
+    run, home = _start(lab, study), lab.sites["ash"]
+
+    class Dying:
+        def exchange(self, requests, **waiting):
+            replies = lab.federation.exchange(requests, **waiting)
+            if next(iter(requests.values())).kind == "measure":
+                raise KeyboardInterrupt  # after every site has settled the round
+            return replies
+
+    rounds = lab.federation.sites["ash"]
+    now, rounds._state = rounds._state, EarlierVersion(home.state)
+    with pytest.raises(KeyboardInterrupt):
+        run_rounds(Dying(), lab.store, run)
+    rounds._state = now
+    if damage == "lost":
+        (home.state / run / "round-00001.reply").unlink()
+    release = run_rounds(lab.federation, lab.store, run)
+    assert release is not None
+    first, *_ = round_records.list_rounds(lab.store, run)
+    outcome = {spend.site: spend for spend in first.spends}["ash"]
+    assert outcome.outcome == "refused"
+    assert "it stays spent there and is not computed again" in outcome.reason
+    if damage == "another version":
+        assert "have the site start its earlier version until the run has ended" in outcome.reason
+    assert str(home.path) not in outcome.reason
+    # Its staff is told too; it is asked again for later rounds, and no round is debited twice.
+    assert "stays spent and is not" in home.notices.read_text()
+    assert _debits(lab, "ash") == [(run, 1), (run, 3)]
+    codes = [
+        entry.entry.body.code
+        for entry in ledger_store.read_entries(lab.store)
+        if entry.entry.kind == "refusal"
+    ]
+    assert codes == ["lost-reply"]
+    assert spends.rounds_by_site(lab.store, run, "accepted")["ash"] == (3,)
 
 
 def test_a_second_run_of_a_study_is_refused_for_its_budget(lab, study):

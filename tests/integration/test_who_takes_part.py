@@ -21,7 +21,7 @@ from models.exchange import RoundReply, RoundRequest
 from models.study import Study
 from server import ledger_store, round_records, runs, sites, spends, studies
 from server.federation import SiteFailure
-from server.rounds import run_rounds
+from server.rounds import RoundFailedError, run_rounds
 
 SITES = ("ash", "birch", "cedar")
 STUDY: dict[str, Any] = {
@@ -94,6 +94,20 @@ def entries(lab: InProcessLab, site: str, kind: str) -> list[int]:
     return [entry.body["round"] for entry in guard.history() if entry.kind == kind]
 
 
+def without_receipt(
+    lab: InProcessLab, *spoilt: tuple[str, int]
+) -> Callable[[str, RoundRequest], Reply | None]:
+    """These sites' replies to these rounds lose their receipts on the way."""
+
+    def change(site: str, request: RoundRequest) -> Reply | None:
+        if request.kind in ("quote", "witness") or (site, request.round) not in spoilt:
+            return None
+        reply = lab.federation.exchange({site: request}, deadline_seconds=1)[site]
+        return replace(reply, receipt=None)  # type: ignore[type-var]
+
+    return change
+
+
 def test_a_site_that_is_silent_in_a_round_is_quoted_on_the_way_and_comes_back(lab) -> None:
     run = start(lab)
 
@@ -136,6 +150,74 @@ def test_a_site_that_was_not_ready_may_join_later_if_the_study_says_so(lab, late
         assert release.sites == ("birch", "cedar")
 
 
+@pytest.mark.parametrize("late_join", [True, False])
+def test_a_site_whose_measurement_came_too_late_refines_only_if_the_study_takes_late_ones(
+    lab, late_join
+) -> None:
+    run = start(lab, late_join=late_join)
+
+    def late_once(site: str, request: RoundRequest) -> Reply | None:
+        if (site, request.kind) != ("ash", "measure"):
+            return None
+        lab.federation.exchange({site: request}, deadline_seconds=1)  # it debits, and nobody hears the reply
+        return SILENT
+
+    release = run_rounds(Changed(lab, late_once), lab.store, run)
+    assert entries(lab, "ash", "debit") == ([1, 3, 4, 5] if late_join else [1])
+    by_site = spends.rounds_by_site(lab.store, run, "accepted", last_round=release.round)
+    assert by_site["birch"] == tuple(range(1, release.round + 1))
+    assert by_site.get("ash", ()) == tuple(n for n in (3, 4, 5) if late_join and n <= release.round)
+    assert release.sites == tuple(sorted(by_site))
+
+
+def test_a_site_whose_reply_was_rejected_is_not_asked_again_in_this_run_though_the_coordinator_dies(
+    lab,
+) -> None:
+    run = start(lab)
+
+    spoil = without_receipt(lab, ("ash", 2))
+
+    def spoilt(site: str, request: RoundRequest) -> Reply | None:
+        if request.kind == "refine" and request.round == 4 and not died:
+            died.append(True)
+            raise KeyboardInterrupt
+        return spoil(site, request)
+
+    died: list[bool] = []
+    federation = Changed(lab, spoilt)
+    with pytest.raises(KeyboardInterrupt):
+        run_rounds(federation, lab.store, run)
+    release = run_rounds(federation, lab.store, run)
+    assert federation.of("ash", "measure", "refine") == [1, 2]
+    assert federation.of("ash", "quote") == [1]
+    assert federation.of("ash", "witness") == [5, 5]  # it still sees the ledger that its receipts are in
+    assert entries(lab, "ash", "debit") == [1, 2]
+    assert "ash" in release.sites  # its measurement counts
+    said = [message.text for message in runs.run_messages(lab.store, run)]
+    assert sum("ash is not asked again in this run" in text for text in said) == 1
+
+
+def test_a_run_that_lacks_its_quorum_for_rejected_replies_says_whose_and_in_which_round(lab) -> None:
+    run = start(lab)
+    spoiling = Changed(lab, without_receipt(lab, ("ash", 2), ("birch", 3)))
+    with pytest.raises(
+        RoundFailedError, match=r"1 of at least 2 .*birch: there is no .*ash: its reply in round 2"
+    ):
+        run_rounds(spoiling, lab.store, run)
+    assert entries(lab, "ash", "debit") == [1, 2]
+
+
+def test_a_resumed_round_is_asked_again_of_all_who_answered_it_since_that_costs_them_nothing(lab) -> None:
+    run = start(lab, quorum=3)
+    with pytest.raises(RoundFailedError, match=r"2 of at least 3 sites.*ash: there is no receipt"):
+        run_rounds(Changed(lab, without_receipt(lab, ("ash", 2))), lab.store, run)
+    runs.resume_run(lab.store, run)
+    assert run_rounds(lab.federation, lab.store, run) is not None
+    for site in SITES:
+        assert entries(lab, site, "debit") == [1, 2, 3, 4, 5]
+        assert spends.rounds_by_site(lab.store, run, "accepted")[site] == (1, 2, 3, 4, 5)
+
+
 def test_a_site_that_stays_away_is_quoted_less_and_less_often(lab) -> None:
     run = start(lab)
     federation = Changed(
@@ -149,7 +231,7 @@ def test_a_site_that_stays_away_is_quoted_less_and_less_often(lab) -> None:
 def test_sites_that_are_away_for_a_moment_do_not_fail_the_run_and_one_that_says_no_is_not_asked_twice(
     lab, monkeypatch
 ) -> None:
-    monkeypatch.setattr("server.rounds.RETRY_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("server.round_exchange.RETRY_PAUSE_SECONDS", 0.05)
     run = start(lab)
     lab.sites["cedar"].policy_file.write_text(
         lab.sites["cedar"]
@@ -183,7 +265,7 @@ def test_a_site_that_left_is_not_asked_again(lab) -> None:
 
 
 def test_a_round_below_its_quorum_takes_in_a_site_that_came_back_meanwhile(lab, monkeypatch) -> None:
-    monkeypatch.setattr("server.rounds.RETRY_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("server.round_exchange.RETRY_PAUSE_SECONDS", 0.05)
     run = start(lab)
 
     def two_silent(site: str, request: RoundRequest) -> Reply | None:
@@ -200,7 +282,7 @@ def test_a_round_below_its_quorum_takes_in_a_site_that_came_back_meanwhile(lab, 
 
 
 def test_a_site_whose_reply_was_lost_answers_again_with_the_same_bytes(lab, monkeypatch) -> None:
-    monkeypatch.setattr("server.rounds.RETRY_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("server.round_exchange.RETRY_PAUSE_SECONDS", 0.05)
     run = start(lab, quorum=3)
     lost: list[RoundReply] = []
 

@@ -143,6 +143,7 @@ def test_the_statement_says_what_was_asked_what_was_achieved_and_what_was_not_te
     assert {
         one["site"]: (one["epsilon"], one["delta"]) for one in statement["privacy"]["sites"]
     } == dict.fromkeys(("north", "south", "west"), ("1.875", "1e-05"))
+    assert {(one["in_measurement"], one["refine_rounds"]) for one in statement["privacy"]["sites"]} == {(True, 2)}
     assert statement["algorithm"]["measure_noise_multiplier"] == "2.5"
     assert statement["seed"] == 1
     assert {"python", "fedtwin", "torch"} <= set(statement["software"])
@@ -172,6 +173,19 @@ def test_the_page_for_people_says_the_same_without_script_or_network(folder: Pat
         assert word in page
     for active in ("<script", "http://", "https://", "<img", "<link", "onclick"):
         assert active not in page
+
+
+def test_the_page_says_whose_patients_were_not_measured(folder: Path) -> None:
+    statement = json.loads((folder / "certificate.json").read_text())["statement"]
+    statement["privacy"]["sites"][1] |= {"in_measurement": False, "refine_rounds": 1}
+    statement["privacy"]["sites"][2] |= {"refine_rounds": 0}
+    page = certificate_page(statement).decode()
+    for site, part in (
+        ("north", "measured, 2 refine rounds"),
+        ("south", "not measured, 1 refine round"),
+        ("west", "measured"),
+    ):
+        assert f"<td>{site}</td><td>{part}</td>" in page
 
 
 def test_nothing_in_a_statement_becomes_markup(folder: Path) -> None:

@@ -221,7 +221,7 @@ def wait_for_parts(seconds: float) -> float:
     """How long a reply is waited for whose parts never come."""
     started = time.monotonic()
     with pytest.raises(ObjectPullError):
-        adapter._pull_in_time(["part"], withheld)
+        adapter.pull_in_time(["part"], withheld)
     took = time.monotonic() - started
     assert took < seconds
     return took
@@ -231,7 +231,7 @@ def test_a_reply_that_is_announced_and_never_sent_does_not_outlast_the_deadline(
     token = adapter._parts_time.set(adapter._PartsTime(deadline=time.monotonic() + 0.3))
     try:
         wait_for_parts(3.0)
-        found = adapter._pull_in_time(["part"], lambda object_id: b"of another site")
+        found = adapter.pull_in_time(["part"], lambda object_id: b"of another site")
         assert found == {"part": b"of another site"}
     finally:
         adapter._parts_time.reset(token)

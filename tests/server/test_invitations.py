@@ -149,6 +149,17 @@ def test_a_denied_site_is_told_why_and_may_be_invited_again(store, facts) -> Non
     assert invitations.approve(store, "east", by="olga").name == "east"
 
 
+def test_an_invitation_that_nobody_answered_can_be_taken_back(store, facts) -> None:
+    invitation = invite(store, facts)
+    taken = invitations.deny(store, "east", by="olga", reason="sent to the wrong person")
+    assert (taken.state, taken.decided_by) == ("withdrawn", "olga")
+    with pytest.raises(InvitationRefusedError, match=r"was withdrawn \(sent to the wrong person\)"):
+        answer(store, invitation, card())
+    with pytest.raises(NotFoundError):
+        invitations.deny(store, "east", by="olga", reason="twice")
+    answer(store, invite(store, facts), card())
+
+
 def test_a_key_or_name_of_another_site_is_refused_before_it_waits(store, facts, scenario) -> None:
     scenario.enrol()
     with pytest.raises(ConflictError, match="there is a site 'north' already"):

@@ -122,12 +122,39 @@ def test_a_missed_quorum_keeps_receipts_and_refusals_but_no_round(ready) -> None
     # A retry in which the first site is silent does not forget its receipt, nor log it twice.
     retry = [SiteOutcome(site="north", outcome="failed", code="timeout")]
     round_records.record_outcomes(ready.store, run_id=run, round=1, outcomes=retry)
-    assert {s.site: s.outcome for s in spends.run_spends(ready.store, run)}["north"] == "accepted"
+    silent = {spend.site: spend for spend in spends.run_spends(ready.store, run)}["north"]
+    assert (silent.outcome, silent.spent_epsilon, silent.receipt is None) == ("failed", "1.625", False)
     ready.record(run, 1)
     entries = list(ledger_store.read_entries(ready.store, start=before))
     assert [stored.entry.kind for stored in entries] == [
         "receipt", "refusal", "refusal", "receipt", "receipt", "aggregate",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("asked_again", [True, False], ids=["silent", "not asked"])
+def test_who_answered_only_an_attempt_that_missed_its_quorum_has_spent_and_is_in_no_release(
+    ready, asked_again
+) -> None:
+    run = ready.start()
+    early = [ready.outcome(run, 1, "north", base=ready.base(1))]
+    round_records.record_outcomes(ready.store, run_id=run, round=1, outcomes=early)
+    silent = [SiteOutcome(site="north", outcome="failed", code="timeout")] if asked_again else []
+    others = [ready.outcome(run, 1, site, base=ready.base(1)) for site in ("south", "west")]
+    ready.record(run, 1, outcomes=[*silent, *others])
+    for number in (2, 3):
+        ready.record(
+            run,
+            number,
+            outcomes=[
+                ready.outcome(run, number, site, base=ready.base(number)) for site in ("south", "west")
+            ],
+        )
+    release = round_records.complete_run(ready.store, run, release_round=3)
+    assert release.sites == ("south", "west")
+    assert spends.rounds_by_site(ready.store, run, "accepted") == {"south": (1, 2, 3), "west": (1, 2, 3)}
+    assert spends.rounds_by_site(ready.store, run, "accepted", last_round=1) == {"south": (1,), "west": (1,)}
+    by_site = {spend.site: spend for spend in spends.run_spends(ready.store, run)}
+    assert (by_site["north"].outcome, by_site["north"].spent_epsilon) == ("failed", "1.625")
 
 
 def test_a_run_resumes_after_its_last_recorded_round(ready) -> None:
