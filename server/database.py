@@ -6,15 +6,18 @@ then update would otherwise both decide on the old state. PostgreSQL must have f
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import Session
 
 BUSY_TIMEOUT_SECONDS = 30
 POOL_SIZE = 10
+IDLE_SECONDS = 5.0  # after so long a connection to PostgreSQL is asked whether it still stands
 
 
 class DatabaseError(Exception):
@@ -48,8 +51,10 @@ class Database:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
         elif parsed.drivername == "postgresql+pg8000":
-            self.engine = create_engine(parsed, pool_size=POOL_SIZE, pool_pre_ping=True)
+            self.engine = create_engine(parsed, pool_size=POOL_SIZE)
             event.listen(self.engine, "connect", _check_postgresql)
+            event.listen(self.engine, "checkout", _ask_after_idling)
+            event.listen(self.engine, "checkin", _note_use)
         else:
             raise DatabaseError(
                 f"database driver is {parsed.drivername!r}; use sqlite:////path/file.db or "
@@ -105,3 +110,20 @@ def _check_postgresql(connection: Any, _record: Any) -> None:
     finally:
         cursor.close()
         connection.rollback()
+
+
+def _ask_after_idling(connection: Any, record: Any, _fairy: Any) -> None:
+    """Whether a connection that nobody used for a while still stands; the pool replaces it if not."""
+    if time.monotonic() - record.info.get("used_at", -IDLE_SECONDS) < IDLE_SECONDS:
+        return
+    try:
+        cursor = connection.cursor()
+        cursor.execute("SELECT 1")
+        cursor.close()
+        connection.rollback()
+    except Exception as error:
+        raise DisconnectionError("the connection was cut while it was idle") from error
+
+
+def _note_use(_connection: Any, record: Any) -> None:
+    record.info["used_at"] = time.monotonic()

@@ -25,7 +25,7 @@ def test_migrations_give_exactly_the_tables_of_the_models(store: Store) -> None:
 
 
 def test_migrating_again_changes_nothing(store: Store) -> None:
-    assert migrate(store.database.engine) == migrate(store.database.engine) == "0004"
+    assert migrate(store.database.engine) == migrate(store.database.engine) == "0005"
 
 
 def test_a_database_with_a_run_is_brought_to_the_newest_version(tmp_path) -> None:
@@ -118,3 +118,18 @@ def test_a_time_without_a_zone_is_refused(store: Store) -> None:
     row = StudyRow(name="s", digest="d", definition={}, created_by="o", created_at=dt.datetime(2026, 1, 1))
     with pytest.raises(StatementError, match="without a zone"), store.database.write() as session:
         session.add(row)
+
+
+@pytest.mark.postgres
+def test_a_connection_that_was_cut_while_it_was_idle_is_replaced(postgresql, monkeypatch) -> None:
+    database = Database(postgresql("cut", "migrated"))
+    with database.read() as session:
+        server_process = session.scalar(text("SELECT pg_backend_pid()"))
+    other = Database(database.engine.url.render_as_string(hide_password=False))
+    with other.read() as session:
+        session.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": server_process})
+    monkeypatch.setattr("server.database.IDLE_SECONDS", 0.0)
+    with database.read() as session:
+        assert session.scalar(text("SELECT pg_backend_pid()")) != server_process
+    other.close()
+    database.close()
