@@ -91,6 +91,10 @@ class ApiClient:
         """GET a resource as JSON."""
         return self._call("GET", path, again=True, params=params).json()
 
+    def content(self, path: str, **params: Any) -> bytes:
+        """GET a resource as it is."""
+        return self._call("GET", path, again=True, params=params).content
+
     def pages(self, path: str, **params: Any) -> Iterator[Any]:
         """The items of a list, page after page."""
         cursor: dict[str, str] = {}
@@ -107,20 +111,20 @@ class ApiClient:
         body: Any = None,
         *,
         headers: Mapping[str, str] | None = None,
-        only_looks: bool = False,
+        again: bool = False,
     ) -> httpx.Response:
         """POST JSON, or text as it is.
 
         Args:
-            only_looks: it changes nothing, so that it may be asked again.
+            again: it may be asked again where a connection drops: it only looks, or twice is as good as once.
         """
         content = {"content": body.encode()} if isinstance(body, str) else {"json": body}
-        again = only_looks or "Idempotency-Key" in (headers or {})
+        again = again or "Idempotency-Key" in (headers or {})
         return self._call("POST", path, again=again, headers=dict(headers or {}), **content)
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str) -> httpx.Response:
         """DELETE a resource."""
-        self._call("DELETE", path, again=True)
+        return self._call("DELETE", path, again=True)
 
     def events(self, path: str, *, after: str | None = None) -> Iterator[tuple[str, str, Any]]:
         """Server-sent events as they come: (identifier, name, content); ends where the API ends the stream.

@@ -135,21 +135,17 @@ def complete_in(store: Store, row: CohortRow, certificate: Mapping[str, Any]) ->
     row.expires_at = store.clock() + store.allowances.keep_cohorts
 
 
-def list_expired(store: Store, *, limit: int = 100) -> list[str]:
-    """Ids of cohorts whose files are to be removed."""
-    query = (
-        select(CohortRow.id)
-        .where(CohortRow.expires_at <= store.clock(), CohortRow.removed_at.is_(None))
-        .limit(limit)
-    )
+def list_to_clear(store: Store, *, limit: int = 100) -> list[str]:
+    """Ids of cohorts whose folders are to be removed: expired, deleted, or given up before they were made.
+
+    What a worker may still be writing is left for a while: it finds out at its next step.
+    """
+    now = store.clock()
+    given_up = CohortRow.state.in_(("failed", "cancelled")) & (CohortRow.ended_at <= now - CLAIM_TIME)
+    over = (CohortRow.expires_at <= now) | CohortRow.deleted_at.is_not(None) | given_up
+    query = select(CohortRow.id).where(over, CohortRow.removed_at.is_(None)).limit(limit)
     with store.database.read() as session:
         return list(session.scalars(query))
-
-
-def mark_removed(store: Store, cohort_id: str) -> None:
-    """Say that a cohort's files are gone."""
-    with store.database.write() as session:
-        row_of(session, cohort_id, lock=True).removed_at = store.clock()
 
 
 def _unclaimed(store: Store) -> ColumnElement[bool]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import secrets
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -28,8 +30,12 @@ Format = Literal["csv", "parquet", "jsonl", "fhir", "omop", "png", "dicom", "zip
 FORMATS: tuple[Format, ...] = get_args(Format)
 DEFAULT_FORMATS: tuple[Format, ...] = ("csv", "parquet")
 OPEN_STATES = ("queued", "running")
-# As it is told: the files of a completed cohort are removed after a while.
-ToldState = CohortState | Literal["expired"]
+# As it is told: the files of a completed cohort are removed after a while, or before that by its owner.
+ToldState = CohortState | Literal["expired", "deleted"]
+# It was made; its certificate is there, whether its files still are or not.
+MADE_STATES = ("completed", "expired", "deleted")
+
+log = logging.getLogger("fedtwin.cohorts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +113,7 @@ class Cohort:
 
     Attributes:
         expires_at: when the files of a completed cohort are removed; its certificate and ledger entry stay.
+        deleted_at: when its owner removed them before that.
     """
 
     id: str
@@ -124,11 +131,12 @@ class Cohort:
     started_at: dt.datetime | None
     ended_at: dt.datetime | None
     expires_at: dt.datetime | None
+    deleted_at: dt.datetime | None
 
     @property
     def percent(self) -> float:
         """0 to 100; 100 only when everything is written."""
-        if self.state in ("completed", "expired"):
+        if self.state in MADE_STATES:
             return 100.0
         return min(99.0, 100.0 * self.patients_done / self.request.num_patients)
 
@@ -249,12 +257,46 @@ def cancel_cohort(store: Store, cohort_id: str) -> Cohort:
         if row.state == "cancelled":
             return cohort_of(store, row)
         if row.state not in OPEN_STATES:
+            state = cohort_of(store, row).state
+            more = "; its owner can delete its files" if state == "completed" else ""
             raise ConflictError(
-                f"cohort {cohort_id!r} is {row.state}; only a queued or running one can be cancelled"
+                f"cohort {cohort_id!r} is {state}; only a queued or running one can be cancelled{more}"
             )
-        row.cancel_requested = True
-        end_in(store, row, "cancelled", "cancelled on request")
+        _cancel_in(store, row)
         return cohort_of(store, row)
+
+
+def delete_cohort(store: Store, cohort_id: str) -> Cohort:
+    """Give a cohort up, whatever its state: cancel it if it is not finished, remove the files of one that is.
+
+    The record stays, with its certificate and its ledger entry. Again is harmless.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    with store.database.write() as session:
+        row = row_of(session, cohort_id, lock=True)
+        if row.state in OPEN_STATES:
+            _cancel_in(store, row)
+        elif cohort_of(store, row).state == "completed":
+            row.deleted_at = store.clock()
+        cohort = cohort_of(store, row)
+    if cohort.state == "deleted":
+        clear_files(store, cohort_id)
+    return cohort
+
+
+def clear_files(store: Store, cohort_id: str) -> bool:
+    """Remove a cohort's folder and note it; False, to be tried again, where the file system does not let go."""
+    folder = store.cohorts / cohort_id
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        log.error("the files of cohort %s cannot be removed", cohort_id)
+        return False
+    with store.database.write() as session:
+        row = row_of(session, cohort_id, lock=True)
+        row.removed_at = row.removed_at or store.clock()
+    return True
 
 
 def _in_order(columns: tuple[str, ...], schema: StudySchema) -> tuple[str, ...]:
@@ -264,6 +306,11 @@ def _in_order(columns: tuple[str, ...], schema: StudySchema) -> tuple[str, ...]:
             "columns", f"there is no column {unknown[0]!r}; the columns are {list(schema.names)}"
         )
     return tuple(name for name in schema.names if name in columns)
+
+
+def _cancel_in(store: Store, row: CohortRow) -> None:
+    row.cancel_requested = True
+    end_in(store, row, "cancelled", "cancelled on request")
 
 
 def end_in(store: Store, row: CohortRow, state: CohortState, reason: str) -> None:
@@ -287,7 +334,6 @@ def row_of(session: Session, cohort_id: str, *, lock: bool = False) -> CohortRow
 def cohort_of(store: Store, row: CohortRow) -> Cohort:
     """The row as a value."""
     asked = row.request["asked"]
-    gone = row.removed_at is not None or (row.expires_at is not None and row.expires_at <= store.clock())
     return Cohort(
         id=row.id,
         owner=row.owner,
@@ -299,7 +345,7 @@ def cohort_of(store: Store, row: CohortRow) -> Cohort:
             columns=tuple(asked["columns"]),
             formats=tuple(asked["formats"]),
         ),
-        state="expired" if gone else row.state,
+        state=_told_state(store, row),
         patients_done=row.patients_done,
         cancel_requested=row.cancel_requested,
         reason=row.reason,
@@ -311,4 +357,14 @@ def cohort_of(store: Store, row: CohortRow) -> Cohort:
         started_at=row.started_at,
         ended_at=row.ended_at,
         expires_at=row.expires_at,
+        deleted_at=row.deleted_at,
     )
+
+
+def _told_state(store: Store, row: CohortRow) -> ToldState:
+    if row.state != "completed":
+        return row.state
+    if row.deleted_at is not None:
+        return "deleted"
+    over = row.expires_at is not None and row.expires_at <= store.clock()
+    return "expired" if over or row.removed_at is not None else "completed"

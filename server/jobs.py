@@ -133,17 +133,15 @@ def describe(name: str, data: bytes, media_type: str) -> CohortFile:
     return CohortFile(name=name, num_bytes=len(data), sha256=sha256, media_type=media_type)
 
 
-def remove_expired(store: Store) -> int:
-    """Remove the files of cohorts that expired; the certificate, in the database, and the ledger entry stay."""
-    expired = cohort_queue.list_expired(store)
-    for cohort in expired:
-        shutil.rmtree(store.cohorts / cohort, ignore_errors=True)
-        if (store.cohorts / cohort).exists():
-            log.error("the files of cohort %s expired and cannot be removed", cohort)
-            continue
-        cohort_queue.mark_removed(store, cohort)
-        log.info("the files of cohort %s expired and are removed", cohort)
-    return len(expired)
+def clear_folders(store: Store) -> int:
+    """Remove what cohorts leave that expired, were deleted, or came to nothing; says how many folders went.
+
+    The certificates, in the database, and the ledger entries stay.
+    """
+    cleared = [one for one in cohort_queue.list_to_clear(store) if cohorts.clear_files(store, one)]
+    for cohort in cleared:
+        log.info("the folder of cohort %s is cleared", cohort)
+    return len(cleared)
 
 
 def work(store: Store, stopped: threading.Event) -> None:
@@ -152,7 +150,7 @@ def work(store: Store, stopped: threading.Event) -> None:
     while not stopped.is_set():
         if time.monotonic() - looked >= CLEARING_SECONDS:
             looked = time.monotonic()
-            remove_expired(store)
+            clear_folders(store)
         if not cohort_queue.has_work(store) or not make_next(store):
             stopped.wait(IDLE_SECONDS)
 

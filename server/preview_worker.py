@@ -7,6 +7,7 @@ API ends it when it takes too long
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from collections import OrderedDict
@@ -21,6 +22,7 @@ from models.sampling import CohortSampler, RareConditionError
 from models.study import Study
 from models.study_generator import StudyGenerator
 from models.weights import decode_arrays
+from server.exports.images import contact_sheet, png_bytes
 from server.exports.values import row_values
 
 KEPT_GENERATORS = 4
@@ -47,14 +49,20 @@ class _Generators:
 
 
 def answer(request: dict[str, Any], generators: _Generators) -> dict[str, Any]:
-    """Draw one preview, or say in `refused` why not."""
+    """Draw one preview, or a sheet of pictures, or say in `refused` why not."""
+    sheet = request.get("sheet")
+    num_patients = request["num_patients"] if sheet is None else sheet[0] * sheet[1]
     try:
         generator, study = generators.get(request)
         sampler = CohortSampler(generator.table, study.table, request["conditions"])
-        table = next(iter(sampler.chunks(request["num_patients"], seed=request["seed"])))
+        table = next(iter(sampler.chunks(num_patients, seed=request["seed"])))
     except (ConditionError, RareConditionError) as error:
         rare = isinstance(error, RareConditionError)
         return {"refused": str(error), "probability": error.probability if rare else None}
+    if sheet is not None:
+        (_, pictures), *_ = generator.with_pictures(table, seed=request["seed"])
+        assert pictures is not None  # asked only of releases that have some
+        return {"png": base64.b64encode(png_bytes(contact_sheet(pictures, num_rows=sheet[0]))).decode()}
     chosen = table[request["columns"]]
     rows = [
         [cell if isinstance(cell, str | int | float | bool | None) else str(cell) for cell in row]

@@ -1,4 +1,4 @@
-"""Previews: a few patients under conditions at once, and how the conditions meet the release.
+"""Previews: a few patients under conditions at once, or their pictures, and how the conditions meet the release.
 
 They are drawn in a process of their own, one after the other, so that no condition keeps the API from answering; a
 process that takes too long is ended and replaced. The same request gives the same rows, so answers are kept.
@@ -6,6 +6,7 @@ process that takes too long is ended and replaced. The same request gives the sa
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import queue
@@ -15,25 +16,29 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from models.conditions import ConditionError, parse_conditions
+from models.study import Study
 from privacy.canonical import CanonicalError, digest
 from server.cohorts import MAX_CONDITIONS
-from server.errors import ConflictError, InvalidError
+from server.errors import ConflictError, InvalidError, NotFoundError
 from server.releases import Release
 from server.store import Store
 from server.studies import get_study
 
 PREVIEW_PATIENTS = 20
+SHEET_ROWS, SHEET_COLUMNS = 3, 8
 KEPT_ANSWERS = 256
 MAX_WAITING = 256
 START_SECONDS = 120.0
 _READ_BYTES = 2**16
 
+T = TypeVar("T")
 log = logging.getLogger("fedtwin.previews")
 
 
@@ -112,34 +117,69 @@ class Previewer:
                 f"release {release.digest} is {release.state}; previews are drawn from published ones"
             )
         study = get_study(store, release.study).study
-        if len(conditions) > MAX_CONDITIONS:
-            raise InvalidError(
-                "conditions", f"there are {len(conditions)} conditions; at most {MAX_CONDITIONS} are taken"
-            )
         unknown = sorted(set(columns) - set(study.table.names))
         if unknown:
             raise InvalidError(
                 "columns", f"there is no column {unknown[0]!r}; the columns are {list(study.table.names)}"
             )
         chosen = tuple(name for name in study.table.names if not columns or name in columns)
+        wanted = {"columns": list(chosen), "seed": seed, "num_patients": num_patients}
+        return self._queue(store, release, study, conditions, wanted, partial(_preview, columns=chosen))
+
+    def ask_pictures(
+        self,
+        store: Store,
+        release: Release,
+        *,
+        conditions: Sequence[str | Mapping[str, Any]] = (),
+        seed: int = 0,
+    ) -> Future[bytes]:
+        """Put pictures of the first patients, on one sheet, into the queue; for who may see the release.
+
+        Returns:
+            A future that gives a PNG, or raises as that of `ask`.
+
+        Raises:
+            NotFoundError: the release has no pictures.
+            InvalidError: a condition that cannot be read.
+            PreviewUnavailableError: too many wait already.
+        """
+        study = get_study(store, release.study).study
+        if study.image is None:
+            raise NotFoundError("picture of release", release.digest)
+        wanted = {"sheet": [SHEET_ROWS, SHEET_COLUMNS], "seed": seed}
+        return self._queue(store, release, study, conditions, wanted, _png)
+
+    def _queue(
+        self,
+        store: Store,
+        release: Release,
+        study: Study,
+        conditions: Sequence[str | Mapping[str, Any]],
+        wanted: dict[str, Any],
+        read: Callable[[Mapping[str, Any]], T],
+    ) -> Future[T]:
+        """Ask the worker, unless the answer is known."""
+        if len(conditions) > MAX_CONDITIONS:
+            raise InvalidError(
+                "conditions", f"there are {len(conditions)} conditions; at most {MAX_CONDITIONS} are taken"
+            )
         request = {
             "weights_digest": release.weights_digest,
             "study_digest": release.study_digest,
             "conditions": list(conditions),
-            "columns": list(chosen),
-            "seed": seed,
-            "num_patients": num_patients,
+            **wanted,
         }
         try:
             parse_conditions(conditions, study.table)
             name = digest(request)
         except (ConditionError, CanonicalError) as error:
             raise InvalidError("conditions", str(error)) from error
-        told: Future[Preview] = Future()
+        told: Future[T] = Future()
         with self._lock:
             kept = self._answers.get(name)
         if kept is not None:
-            _settle(told, kept, chosen)
+            _settle(told, kept, read)
             return told
         raw: Future[dict[str, Any]] = Future()
 
@@ -155,7 +195,7 @@ class Previewer:
             if error is not None:
                 told.set_exception(error)
             else:
-                _settle(told, found.result(), chosen)
+                _settle(told, found.result(), read)
 
         raw.add_done_callback(done)
         full = {**request, "weights": str(store.path_of(release.weights_digest)), "study": study.to_dict()}
@@ -256,16 +296,22 @@ class Previewer:
                     pipe.close()
 
 
-def _settle(told: Future[Preview], found: Mapping[str, Any], columns: tuple[str, ...]) -> None:
+def _settle(told: Future[T], found: Mapping[str, Any], read: Callable[[Mapping[str, Any]], T]) -> None:
     if "refused" in found:
         told.set_exception(InvalidError("conditions", found["refused"]))
-        return
-    told.set_result(
-        Preview(
-            columns=columns,
-            rows=tuple(tuple(row) for row in found["rows"]),
-            share=found["probability"],
-            share_is_exact=found["exact"],
-            effective_components=found["effective_components"],
-        )
+    else:
+        told.set_result(read(found))
+
+
+def _preview(found: Mapping[str, Any], *, columns: tuple[str, ...]) -> Preview:
+    return Preview(
+        columns=columns,
+        rows=tuple(tuple(row) for row in found["rows"]),
+        share=found["probability"],
+        share_is_exact=found["exact"],
+        effective_components=found["effective_components"],
     )
+
+
+def _png(found: Mapping[str, Any]) -> bytes:
+    return base64.b64decode(found["png"])

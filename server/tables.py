@@ -263,6 +263,7 @@ class CohortRow(Base):
     started_at: Mapped[dt.datetime | None]
     ended_at: Mapped[dt.datetime | None]
     expires_at: Mapped[dt.datetime | None]
+    deleted_at: Mapped[dt.datetime | None]
     removed_at: Mapped[dt.datetime | None]
 
 

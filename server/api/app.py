@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 
 from server.api import (
     cohorts,
@@ -28,9 +27,9 @@ from server.api import (
     sites,
     studies,
 )
-from server.api.examples import add_examples
 from server.api.limits import RequestLimits
 from server.api.metering import RequestMeter
+from server.api.openapi import describe
 from server.api.pages.mount import PagesBesideApi, create_pages
 from server.api.starter import FlowerStarter, RunStarter
 from server.federation_facts import FederationFacts
@@ -43,9 +42,24 @@ Synthetic patients under differential privacy, learnt at hospitals that keep the
 
 Send your API key as `Authorization: Bearer ftw_...`. Roles: an **operator** defines studies, enrols sites, runs
 and publishes; a **researcher** browses releases and asks for cohorts; an **auditor** reads studies, spends,
-releases and the ledger. Long work answers 202 with a `Location` to follow. Lists take `limit` and `cursor`. Every
-error is `application/problem+json` (RFC 9457).
+releases and the ledger. Long work answers 202 with a `Location` to follow. Lists that grow take `limit` and `cursor`.
+Every error is `application/problem+json` (RFC 9457).
 """
+FEATURES = (
+    studies,
+    sites,
+    site_word,
+    invitations,
+    runs,
+    run_events,
+    releases,
+    previews,
+    cohorts,
+    ledger,
+    keys,
+    oauth,
+    health,
+)
 TAGS = [
     {
         "name": "studies",
@@ -112,7 +126,7 @@ def create_app(
         description=DESCRIPTION,
         openapi_tags=TAGS,
         lifespan=lifespan,
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -127,43 +141,8 @@ def create_app(
     problems.install(app)
     app.add_middleware(RequestLimits)
     app.add_middleware(PagesBesideApi, pages=create_pages(app.state))
-    for feature in (
-        studies,
-        sites,
-        site_word,
-        invitations,
-        runs,
-        run_events,
-        releases,
-        previews,
-        cohorts,
-        ledger,
-        keys,
-        oauth,
-        health,
-    ):
+    for feature in FEATURES:
         app.include_router(feature.router)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: describe(app, [feature.router for feature in FEATURES])  # type: ignore[method-assign]
+    app.state.describe = app.openapi
     return app
-
-
-def _openapi(app: FastAPI) -> dict[str, object]:
-    """FastAPI's document with our problem in place of its own validation error."""
-    if app.openapi_schema is None:
-        document = get_openapi(
-            title=app.title,
-            version=app.version,
-            summary=app.summary,
-            description=app.description,
-            routes=app.routes,
-            tags=app.openapi_tags,
-        )
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
-        problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(problem.pop("$defs", {}))
-        schemas["Problem"] = problem
-        add_examples(document)
-        app.openapi_schema = document
-    return app.openapi_schema

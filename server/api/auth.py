@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import Annotated, get_args
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -23,8 +23,8 @@ _bearer = HTTPBearer(
 )
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="fedtwin"'}
 LOOKS = frozenset({"GET", "HEAD"})
-# Endpoints that are asked by POST and change nothing.
-READING_POSTS = frozenset({"post_preview"})
+# Endpoints, of the API and of the pages, that are asked by POST and change nothing.
+READING_POSTS = frozenset({"post_preview", "show_estimate"})
 
 
 async def get_store(request: Request) -> Store:
@@ -82,6 +82,10 @@ def authenticate(
 AnyRole = Annotated[ApiKey, Depends(authenticate)]
 
 
+# By the dependency that demands it, the roles of which a key must have one; for the API's description.
+ROLES_OF: dict[Callable[..., object], tuple[Role, ...]] = {authenticate: get_args(Role)}
+
+
 def _needs(*roles: Role) -> Callable[[ApiKey], Awaitable[ApiKey]]:
     async def check(key: AnyRole) -> ApiKey:
         if key.role not in roles:
@@ -90,6 +94,7 @@ def _needs(*roles: Role) -> Callable[[ApiKey], Awaitable[ApiKey]]:
             )
         return key
 
+    ROLES_OF[check] = roles
     return check
 
 

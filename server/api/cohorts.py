@@ -1,4 +1,4 @@
-"""/v1/cohorts: ask for synthetic patients, watch, cancel, download."""
+"""/v1/cohorts: ask for synthetic patients, watch, cancel, download, delete."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from privacy.cohort_certificate import CERTIFICATE_FILE
 from server import cohorts
 from server.api.auth import OperatorOrResearcher, StoreDep
-from server.api.conditional import NOT_MODIFIED, has_already, validators
+from server.api.conditional import NOT_MODIFIED, VALIDATORS, has_already, validators
 from server.api.metering import tell_rows
 from server.api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
-from server.api.problems import ProblemError, responses
+from server.api.problems import ProblemError, located, responses
 from server.api.ranges import keep_range
 from server.api.releases import visible_release
-from server.cohorts import FORMATS, MAX_CONDITIONS, MAX_PATIENTS, MAX_SEED, Cohort, Format
+from server.cohorts import FORMATS, MADE_STATES, MAX_CONDITIONS, MAX_PATIENTS, MAX_SEED, Cohort, Format
 from server.errors import NotFoundError
 from server.keys import ApiKey
 from server.provenance import certificate_bytes
@@ -82,7 +82,7 @@ class CohortOut(BaseModel):
     id: str = Field(examples=["cohort-3f2a9c01d4e5"])
     owner: str
     state: str = Field(
-        examples=["running"], description="queued, running, completed, failed, cancelled or expired."
+        examples=["running"], description="queued, running, completed, failed, cancelled, expired or deleted."
     )
     release: str
     num_patients: int
@@ -94,7 +94,9 @@ class CohortOut(BaseModel):
     patients_done: int
     eta_seconds: float | None
     reason: str
-    files: list[FileOut]
+    files: list[FileOut] = Field(
+        description="Those to download: all of a completed cohort, and the certificate of one whose files are gone."
+    )
     ledger_index: int | None
     created_at: dt.datetime
     started_at: dt.datetime | None
@@ -102,11 +104,13 @@ class CohortOut(BaseModel):
     expires_at: dt.datetime | None = Field(
         description="When the files are removed; the certificate and the ledger entry stay."
     )
+    deleted_at: dt.datetime | None = Field(description="When its owner removed the files before that.")
 
 
 IdempotencyKey = Annotated[
     str | None,
     Header(
+        alias="Idempotency-Key",
         min_length=1,
         max_length=128,
         pattern=r"^[!-~]+$",
@@ -115,7 +119,9 @@ IdempotencyKey = Annotated[
 ]
 
 
-@router.post("", status_code=202, summary="Request a cohort", responses=responses(404, 409))
+@router.post(
+    "", status_code=202, summary="Request a cohort", responses={**located(202), **responses(404, 409)}
+)
 def create_cohort(
     request: Request,
     wanted: CohortIn,
@@ -166,11 +172,23 @@ def get_cohort(cohort_id: str, key: OperatorOrResearcher, store: StoreDep) -> Co
     return _out(store, _visible(store, key, cohort_id))
 
 
-@router.delete("/{cohort_id}", summary="Cancel a cohort", responses=responses(404, 409))
+@router.post("/{cohort_id}/cancel", summary="Cancel a cohort", responses=responses(404, 409))
 def cancel_cohort(cohort_id: str, key: OperatorOrResearcher, store: StoreDep) -> CohortOut:
-    """Cancel a cohort that is queued or running."""
+    """End a cohort that is queued or running; never touches the files of one that is completed. Again is harmless."""
     _visible(store, key, cohort_id)
     return _out(store, cohorts.cancel_cohort(store, cohort_id))
+
+
+@router.delete("/{cohort_id}", summary="Delete a cohort", responses=responses(404, 409))
+def delete_cohort(cohort_id: str, key: OperatorOrResearcher, store: StoreDep) -> CohortOut:
+    """Give a cohort up: cancel it if it is not finished, remove its files now if it is. Again is harmless.
+
+    The record stays, with its certificate and its ledger entry; the same seed gives the same bytes again. The rows
+    stay counted for the day. An operator cancels another's cohort so, and does not delete another's files (409).
+    """
+    if _visible(store, key, cohort_id).owner != key.owner:
+        return _out(store, cohorts.cancel_cohort(store, cohort_id))
+    return _out(store, cohorts.delete_cohort(store, cohort_id))
 
 
 _FILES: dict[str, Any] = {
@@ -186,9 +204,16 @@ _FILES: dict[str, Any] = {
     )
 }
 FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The file; ranges are served.", "content": _FILES},
-    206: {"description": "The range.", "content": _FILES},
     **NOT_MODIFIED,
+    200: {"description": "The file; ranges are served.", "content": _FILES, "headers": VALIDATORS},
+    206: {
+        "description": "The range.",
+        "content": _FILES,
+        "headers": {
+            **VALIDATORS,
+            "Content-Range": {"description": "Which bytes, of how many.", "schema": {"type": "string"}},
+        },
+    },
     **responses(404, 409, 410, 416),
 }
 
@@ -210,12 +235,12 @@ def get_file(
 ) -> Response:
     """A file of a completed cohort; `ETag` and `Repr-Digest` carry its SHA-256.
 
-    A cohort's certificate stays when its files have expired.
+    A cohort's certificate stays when its files have expired or were deleted.
     """
     cohort = _visible(store, key, cohort_id)
     if key.owner != cohort.owner:
         raise ProblemError(403, "forbidden", "a cohort's files are for the one who asked for it")
-    if cohort.state not in ("completed", "expired"):
+    if cohort.state not in MADE_STATES:
         raise ProblemError(409, "conflict", f"cohort {cohort.id} is {cohort.state}; it has no files")
     file = next((one for one in cohort.files if one.name == name), None)
     if file is None:
@@ -225,12 +250,14 @@ def get_file(
         return Response(status_code=304, headers=headers)
     if name == CERTIFICATE_FILE and cohort.certificate is not None:
         return Response(certificate_bytes(cohort.certificate), media_type=file.media_type, headers=headers)
-    if cohort.state == "expired":
+    if cohort.state != "completed":
+        ended = cohort.deleted_at if cohort.state == "deleted" else cohort.expires_at
+        how = "were deleted" if cohort.state == "deleted" else "expired"
         raise ProblemError(
             410,
             "gone",
-            f"the files of cohort {cohort.id} expired on {cohort.expires_at:%Y-%m-%d}; ask for it again with seed "
-            f"{cohort.request.seed} and you get the same bytes",
+            f"the files of cohort {cohort.id} {how} on {ended:%Y-%m-%d}; its certificate.json is still here, and the "
+            f"same request with seed {cohort.request.seed} gives the same bytes again",
         )
     path = store.cohorts.joinpath(cohort.id, *file.name.split("/"))
     if not path.is_file():
@@ -276,12 +303,12 @@ def _out(store: Store, cohort: Cohort) -> CohortOut:
                 url=f"/v1/cohorts/{cohort.id}/files/{one.name}",
             )
             for one in cohort.files
-        ]
-        if cohort.state == "completed"
-        else [],
+            if cohort.state == "completed" or (cohort.state in MADE_STATES and one.name == CERTIFICATE_FILE)
+        ],
         ledger_index=cohort.entry,
         created_at=cohort.created_at,
         started_at=cohort.started_at,
         ended_at=cohort.ended_at,
         expires_at=cohort.expires_at,
+        deleted_at=cohort.deleted_at,
     )

@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from typing import Any
 
 from fastapi import Request, Response
 from pydantic import BaseModel
 
-NOT_MODIFIED = {304: {"description": "You have it already."}}
+VALIDATORS = {
+    "ETag": {
+        "description": "The SHA-256 of what is sent: in `If-None-Match` it saves the answer.",
+        "schema": {"type": "string", "examples": ['"4f4f4f..."']},
+    },
+    "Repr-Digest": {"description": "The same as RFC 9530 has it.", "schema": {"type": "string"}},
+}
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
+    200: {"headers": VALIDATORS},
+    304: {"description": "You have it already.", "headers": VALIDATORS},
+}
 
 
 def validators(sha256: str) -> dict[str, str]:

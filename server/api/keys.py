@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from server import keys
 from server.api.auth import AnyRole, Operator, StoreDep
-from server.api.problems import ProblemError, responses
+from server.api.problems import ProblemError, located, responses
 from server.errors import NotFoundError
-from server.keys import ApiKey
+from server.keys import ApiKey, NewKey
 from server.row_quotas import row_quota
 from server.store import Store
 from server.tables import Role
@@ -100,7 +100,7 @@ def list_keys(key: AnyRole, store: StoreDep) -> KeyList:
     return KeyList(items=[KeyOut(**_fields(one)) for one in keys.list_keys(store, owner=owner)])
 
 
-@router.post("", status_code=201, summary="Make a key", responses=responses())
+@router.post("", status_code=201, summary="Make a key", responses={**located(201), **responses()})
 def create_key(wanted: KeyIn, key: Operator, store: StoreDep, response: Response) -> NewKeyOut:
     """Make a key for somebody; it is shown this once and kept only as a hash."""
     _needs_the_key(key)
@@ -118,7 +118,7 @@ def create_key(wanted: KeyIn, key: Operator, store: StoreDep, response: Response
     )
     response.headers["Location"] = f"/v1/keys/{made.key.prefix}"
     response.headers["Cache-Control"] = "no-store"
-    return NewKeyOut(**_fields(made.key), key=made.text)
+    return new_key_out(made)
 
 
 @router.get("/{prefix}", summary="Show a key", responses=responses(404))
@@ -129,20 +129,30 @@ def get_key(prefix: Prefix, key: AnyRole, store: StoreDep) -> KeyDetail:
     return KeyDetail(**_fields(shown), rows_per_day=quota.limit, rows_left_today=quota.left)
 
 
-@router.post("/current/rotate", status_code=201, summary="Rotate your key", responses=responses(409))
+@router.post(
+    "/current/rotate",
+    status_code=201,
+    summary="Rotate your key",
+    responses={**located(201), **responses(409)},
+)
 def rotate_key(wanted: RotationIn, key: AnyRole, store: StoreDep, response: Response) -> NewKeyOut:
     """Get a key that takes your key's place; both are good for a while, so that nothing stops meanwhile."""
     _needs_the_key(key)
     made = keys.rotate_key(store, key.prefix, overlap=dt.timedelta(hours=wanted.overlap_hours))
     response.headers["Location"] = f"/v1/keys/{made.key.prefix}"
     response.headers["Cache-Control"] = "no-store"
-    return NewKeyOut(**_fields(made.key), key=made.text)
+    return new_key_out(made)
 
 
 @router.delete("/{prefix}", summary="Revoke a key", responses=responses(404))
 def revoke_key(prefix: Prefix, key: AnyRole, store: StoreDep) -> KeyOut:
     """Make a key, and all tokens that were given for it, worthless from now on; again is harmless."""
     return KeyOut(**_fields(keys.revoke_key(store, _visible(store, key, prefix).prefix)))
+
+
+def new_key_out(made: NewKey) -> NewKeyOut:
+    """A new key as the API shows it, once."""
+    return NewKeyOut(**_fields(made.key), key=made.text)
 
 
 def _visible(store: Store, key: ApiKey, prefix: str) -> ApiKey:

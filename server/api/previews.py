@@ -1,17 +1,19 @@
-"""/v1/releases/{digest}/preview: twenty synthetic patients under conditions, at once."""
+"""/v1/releases/{digest}/preview, /pictures: a few synthetic patients under conditions, or their pictures, at once."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from starlette.concurrency import run_in_threadpool
 
-from server.api.auth import OperatorOrResearcher, StoreDep
-from server.api.conditional import NOT_MODIFIED, json_answer
+from server.api.auth import AnyRole, OperatorOrResearcher, StoreDep
+from server.api.conditional import NOT_MODIFIED, VALIDATORS, has_already, json_answer, validators
 from server.api.problems import ProblemError, responses
 from server.api.releases import Digest, visible_release
 from server.cohorts import MAX_CONDITIONS, MAX_SEED
@@ -22,6 +24,15 @@ from server.store import Store
 router = APIRouter(prefix="/v1/releases", tags=["releases"])
 ERRORS = responses(404, 409, 503)
 RETRY_SECONDS = "2"
+T = TypeVar("T")
+Where = Annotated[
+    list[str] | None,
+    Query(
+        max_length=MAX_CONDITIONS,
+        description="Conditions as text; all must hold.",
+        examples=["age >= 60"],
+    ),
+]
 
 
 class PreviewIn(BaseModel):
@@ -69,14 +80,7 @@ async def get_preview(
     digest: Digest,
     key: OperatorOrResearcher,
     store: StoreDep,
-    where: Annotated[
-        list[str] | None,
-        Query(
-            max_length=MAX_CONDITIONS,
-            description="Conditions as text; all must hold.",
-            examples=["age >= 60"],
-        ),
-    ] = None,
+    where: Where = None,
     column: Annotated[list[str] | None, Query(max_length=4096, description="Only these; none: all.")] = None,
     seed: Annotated[int, Query(ge=0, le=MAX_SEED)] = 0,
 ) -> Response:
@@ -98,6 +102,54 @@ async def post_preview(
     )
 
 
+PNG: dict[int | str, dict[str, Any]] = {
+    **NOT_MODIFIED,
+    200: {"description": "The sheet.", "content": {"image/png": {}}, "headers": VALIDATORS},
+    **ERRORS,
+}
+
+
+@router.get("/{digest}/pictures", summary="Preview pictures", response_class=Response, responses=PNG)
+async def get_pictures(
+    request: Request,
+    digest: Digest,
+    key: AnyRole,
+    store: StoreDep,
+    where: Where = None,
+    seed: Annotated[int, Query(ge=0, le=MAX_SEED)] = 0,
+) -> Response:
+    """Pictures of the first 24 synthetic patients under conditions, on one sheet; costs nothing.
+
+    404 where the release has none. For pictures one by one, with their rows, ask for a cohort as `png` or `dicom`.
+    """
+    previewer: Previewer = request.app.state.previewer
+
+    def ask() -> Future[bytes]:
+        release = visible_release(store, key, digest)
+        return previewer.ask_pictures(store, release, conditions=where or (), seed=seed)
+
+    sheet = await _in_time(previewer, ask)
+    headers = validators(hashlib.sha256(sheet).hexdigest())
+    if has_already(request, headers):
+        return Response(status_code=304, headers=headers)
+    return Response(sheet, media_type="image/png", headers=headers)
+
+
+async def _in_time(previewer: Previewer, ask: Callable[[], Future[T]]) -> T:
+    """What the process that draws previews gives, if it does so in time.
+
+    Raises:
+        ProblemError: 503, with Retry-After.
+    """
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(await run_in_threadpool(ask)), previewer.seconds)
+    except TimeoutError as error:
+        detail = f"no preview within {previewer.seconds:g} s: what draws them starts or is busy; ask again"
+        raise ProblemError(503, "unavailable", detail, headers={"Retry-After": RETRY_SECONDS}) from error
+    except PreviewUnavailableError as error:
+        raise ProblemError(503, "unavailable", str(error), headers={"Retry-After": RETRY_SECONDS}) from error
+
+
 async def _preview(
     request: Request,
     store: Store,
@@ -110,18 +162,11 @@ async def _preview(
 ) -> PreviewOut:
     previewer: Previewer = request.app.state.previewer
 
-    def ask() -> Any:
+    def ask() -> Future[Preview]:
         release = visible_release(store, key, digest)
         return previewer.ask(store, release, conditions=conditions, columns=columns, seed=seed)
 
-    try:
-        asked = asyncio.wrap_future(await run_in_threadpool(ask))
-        preview: Preview = await asyncio.wait_for(asked, previewer.seconds)
-    except TimeoutError as error:
-        detail = f"no preview within {previewer.seconds:g} s: what draws them starts or is busy; ask again"
-        raise ProblemError(503, "unavailable", detail, headers={"Retry-After": RETRY_SECONDS}) from error
-    except PreviewUnavailableError as error:
-        raise ProblemError(503, "unavailable", str(error), headers={"Retry-After": RETRY_SECONDS}) from error
+    preview = await _in_time(previewer, ask)
     return PreviewOut(
         release=digest,
         columns=list(preview.columns),

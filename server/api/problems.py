@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -72,26 +73,98 @@ class ProblemError(Exception):
         self.errors, self.headers = errors, headers
 
 
-TITLES = {
-    "invalid": "Invalid request",
-    "unauthenticated": "A key is needed",
-    "forbidden": "Not for this role",
-    "not-found": "Not found",
-    "conflict": "Not possible in the present state",
-    "too-large": "Request too large",
-    "unsupported-media-type": "Media type not supported",
-    "too-many": "Too many requests",
-    "quota": "Quota used up",
-    "gone": "No longer there",
-    "range": "Range not satisfiable",
-    "unavailable": "Not available now",
-    "internal": "Internal error",
+@dataclass(frozen=True, kw_only=True)
+class ProblemKind:
+    """A kind of problem, `urn:fedtwin:problem:NAME`, for the API's description."""
+
+    status: int
+    title: str
+    advice: str
+
+
+KINDS = {
+    "bad-request": ProblemKind(
+        status=400,
+        title="The request cannot be read",
+        advice="Look at its address and headers; it did not get as far as its fields.",
+    ),
+    "unauthenticated": ProblemKind(
+        status=401,
+        title="A key is needed",
+        advice="Send `Authorization: Bearer ftw_...`. A key that expired or was revoked is told so; ask the operator.",
+    ),
+    "forbidden": ProblemKind(
+        status=403,
+        title="Not for this key",
+        advice="Its role or its scopes do not reach here; `WWW-Authenticate` names a scope that is lacking.",
+    ),
+    "not-found": ProblemKind(
+        status=404,
+        title="Not found",
+        advice="There is no such thing, or it is another researcher's, which is the same to you.",
+    ),
+    "method-not-allowed": ProblemKind(
+        status=405, title="Method not allowed", advice="`Allow` names what this address takes."
+    ),
+    "conflict": ProblemKind(
+        status=409,
+        title="Not possible in the present state",
+        advice="Look at how it stands now, and decide again.",
+    ),
+    "gone": ProblemKind(
+        status=410,
+        title="No longer there",
+        advice="The cohort's files were removed. The same request with the same seed gives the same bytes.",
+    ),
+    "too-large": ProblemKind(
+        status=413, title="Request too large", advice="A body has at most 1 MiB, a study 4 MiB."
+    ),
+    "unsupported-media-type": ProblemKind(
+        status=415, title="Media type not supported", advice="Send what the operation takes, uncompressed."
+    ),
+    "range": ProblemKind(
+        status=416,
+        title="Range not satisfiable",
+        advice="It begins behind the file's end; `Content-Range` says where that is.",
+    ),
+    "invalid": ProblemKind(
+        status=422,
+        title="Invalid request",
+        advice="`errors` names each field with its value and its bound. Nothing was done.",
+    ),
+    "too-many": ProblemKind(
+        status=429, title="Too many requests", advice="Wait as long as `Retry-After` says."
+    ),
+    "too-many-streams": ProblemKind(
+        status=429, title="Too many streams", advice="Close one, or ask for the run itself from time to time."
+    ),
+    "quota": ProblemKind(
+        status=429,
+        title="Quota used up",
+        advice="Ask for fewer rows, or again after `Retry-After`; the `RateLimit` headers say what is left.",
+    ),
+    "internal": ProblemKind(
+        status=500,
+        title="Internal error",
+        advice="The coordinator made a mistake; its operator finds it in `logs/api.log`.",
+    ),
+    "damaged": ProblemKind(
+        status=500,
+        title="What is stored does not verify",
+        advice="A file or the ledger was changed on disk; tell the operator. Nothing of it is served.",
+    ),
+    "unavailable": ProblemKind(
+        status=503,
+        title="Not available now",
+        advice="A part of the coordinator starts, is busy or does not answer; ask again after `Retry-After`.",
+    ),
 }
 
 
 def problem_response(error: ProblemError) -> JSONResponse:
     """The problem as a response."""
-    title = TITLES.get(error.kind) or HTTPStatus(error.status).phrase
+    known = KINDS.get(error.kind)
+    title = HTTPStatus(error.status).phrase if known is None else known.title
     body = Problem(
         type=f"urn:fedtwin:problem:{error.kind}",
         title=title,
@@ -104,15 +177,24 @@ def problem_response(error: ProblemError) -> JSONResponse:
     )
 
 
+def located(status: int) -> dict[int | str, dict[str, Any]]:
+    """Declares for OpenAPI that an answer says where the thing that was made is."""
+    where = {
+        "description": "Where to follow it.",
+        "schema": {"type": "string", "format": "uri-reference"},
+    }
+    return {status: {"headers": {"Location": where}}}
+
+
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Declares errors for OpenAPI: those of every endpoint and these."""
     described = {
         400: "The request cannot be read.",
         401: "No key, or one that is not good.",
-        403: "The key's role may not do this.",
+        403: "The key's role or its scopes do not reach here.",
         404: "There is no such thing, or it is somebody else's.",
         409: "It does not fit the present state.",
-        410: "Its files were removed when it expired.",
+        410: "Its files were removed: it expired, or its owner deleted it.",
         413: "The request's body is too large.",
         415: "The request's media type is not supported.",
         416: "The range lies behind the file's end.",

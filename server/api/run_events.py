@@ -89,6 +89,9 @@ class EventStream(StreamingResponse):
             self._slots.give_back(self._key)
 
 
+EXAMPLE = """id: 12.4
+event: message
+data: {"at":"2026-03-01T12:00:00Z","level":"info","text":"round 4 is recorded"}"""
 EVENT_SCHEMA = {  # of one event
     "type": "object",
     "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
@@ -101,7 +104,10 @@ EVENT_SCHEMA = {  # of one event
     status_code=200,
     response_class=EventStream,
     responses={
-        200: {"description": "Events until the run ends.", "content": {MEDIA_TYPE: {"schema": EVENT_SCHEMA}}},
+        200: {
+            "description": "Events until the run ends.",
+            "content": {MEDIA_TYPE: {"schema": EVENT_SCHEMA, "example": EXAMPLE}},
+        },
         **responses(404, 422, 429),
     },
 )
@@ -110,7 +116,7 @@ def get_events(
     key: OperatorOrAuditor,
     store: StoreDep,
     request: Request,
-    last_event_id: Annotated[str | None, Header(max_length=64)] = None,
+    last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", max_length=64)] = None,
 ) -> EventStream:
     """Server-sent events: `state`, `sites`, `round`, `message`, and `end` once the run has ended.
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from server import releases, round_records, runs
 from server.api.auth import Operator, OperatorOrAuditor, StoreDep
 from server.api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
-from server.api.problems import ProblemError, responses
+from server.api.problems import ProblemError, located, responses
 from server.api.starter import RunStarter, StarterError
 from server.spends import SiteSpend, run_spends
 from server.store import Store
@@ -88,7 +88,9 @@ class RunDetail(RunOut):
     release: str | None
 
 
-@router.post("", status_code=202, summary="Start a run", responses=responses(404, 409, 503))
+@router.post(
+    "", status_code=202, summary="Start a run", responses={**located(202), **responses(404, 409, 503)}
+)
 def create_run(
     wanted: RunRequest, key: Operator, store: StoreDep, request: Request, response: Response
 ) -> RunOut:

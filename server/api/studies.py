@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import tomllib
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -12,7 +13,7 @@ from pydantic import BaseModel, Field
 from models.study import Study
 from server import studies
 from server.api.auth import Operator, OperatorOrAuditor, StoreDep
-from server.api.problems import ProblemError, responses
+from server.api.problems import ProblemError, located, responses
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"])
 TOML_TYPES = frozenset({"application/toml", "text/toml", "text/plain"})
@@ -92,7 +93,7 @@ _BODY = {
         "required": True,
         "content": {
             "application/toml": {"schema": {"type": "string"}, "example": EXAMPLE_TOML},
-            "application/json": {"schema": {"type": "object"}},
+            "application/json": {"schema": {"type": "object"}, "example": tomllib.loads(EXAMPLE_TOML)},
         },
     }
 }
@@ -102,7 +103,7 @@ _BODY = {
     "",
     status_code=201,
     summary="Register a study",
-    responses=responses(409, 415),
+    responses={**located(201), **responses(409, 415)},
     openapi_extra=_BODY,
 )
 def create_study(

@@ -141,6 +141,28 @@ def cancel(url: Url, key: Key, cohort: CohortId, ca: Ca = None) -> None:
 
 
 @app.command()
+def delete(
+    url: Url,
+    key: Key,
+    cohort: CohortId,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    ca: Ca = None,
+) -> None:
+    """Remove a cohort's files from the coordinator before they expire; its certificate stays there."""
+    found = _hub(url, key, ca).cohort(cohort)
+    if not yes:
+        typer.confirm(
+            f"Remove the files of {found.last_status.num_patients:,} patients from the coordinator? What you "
+            f"downloaded stays; seed {found.last_status.seed} gives the same files again",
+            abort=True,
+        )
+    found.delete()
+    told = {"deleted": "its files are removed", "cancelled": "it is cancelled"}
+    state = found.last_status.state
+    typer.echo(f"Cohort {cohort}: {told.get(state, f'it is {state}; there is nothing to remove')}.")
+
+
+@app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="A cohort's folder, with its certificate.json.")],
     key: Annotated[

@@ -15,7 +15,7 @@ from server.coordinator_error import CoordinatorError
 if TYPE_CHECKING:
     from server.researcher import Cohort
 
-ENDED = frozenset({"failed", "cancelled", "expired"})
+ENDED = frozenset({"failed", "cancelled", "expired", "deleted"})
 
 
 class UnfinishedRequest:

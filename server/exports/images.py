@@ -28,6 +28,7 @@ from server.exports.values import Value, row_values
 NOTE = "one picture per patient, named as the patient; the manifest has the rows"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _IMPLEMENTATION = "2.25.55760628216611402091707187121421795024"  # a UUID of our own
+_GREY = 128  # between the pictures of a sheet
 _EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 
 
@@ -111,6 +112,14 @@ def png_bytes(picture: np.ndarray) -> bytes:
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks
     )
+
+
+def contact_sheet(pictures: np.ndarray, *, num_rows: int) -> np.ndarray:
+    """Pictures (N, C, H, W) uint8 side by side in rows, (C, H', W') uint8, with a line of grey around each."""
+    pictures = np.pad(pictures, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=_GREY)
+    count, channels, height, width = pictures.shape
+    grid = pictures.reshape(num_rows, count // num_rows, channels, height, width)
+    return grid.transpose(2, 0, 3, 1, 4).reshape(channels, num_rows * height, -1)
 
 
 def dicom_bytes(picture: np.ndarray, context: ExportContext, *, number: int, row: dict[str, Value]) -> bytes:

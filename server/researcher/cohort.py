@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TABLE_FILE = "cohort.parquet"
 CERTIFICATE_FILE = "certificate.json"
+FILES_GONE = frozenset({"expired", "deleted"})
 FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.2, 2.0
 
 
@@ -85,13 +86,20 @@ class Cohort:
         return self
 
     def cancel(self) -> None:
-        """End it before it is completed.
+        """End it before it is completed; its files, once there are any, are never touched.
 
         Raises:
             CoordinatorError: it is completed.
         """
-        self._api.delete(f"/cohorts/{self.id}")
-        self.status()
+        self._status = read_status(self._api.post(f"/cohorts/{self.id}/cancel", again=True).json())
+
+    def delete(self) -> None:
+        """Remove its files from the coordinator now, or cancel it if it is not finished. Again is harmless.
+
+        What was downloaded stays, and so do its certificate and its ledger entry. The same request with the same
+        seed gives the same bytes again.
+        """
+        self._status = read_status(self._api.delete(f"/cohorts/{self.id}").json())
 
     def arrow(self) -> pa.Table:
         """The patients, as a pyarrow table; waits for them. Its metadata say that they are synthetic.
@@ -133,8 +141,12 @@ class Cohort:
         return found
 
     def certificate(self) -> Mapping[str, Any]:
-        """What was drawn from what, what it cost whom, and the proof that this was logged; waits for it."""
-        self.wait()
+        """What was drawn from what, what it cost whom, and the proof that this was logged; waits for it.
+
+        It is there for good, also when the files have expired or were deleted.
+        """
+        if self.status().state not in FILES_GONE:
+            self.wait()
         file = next(one for one in self._status.files if one.name == CERTIFICATE_FILE)
         with tempfile.TemporaryDirectory(prefix="fedtwin-") as folder:
             self._fetch([file], Path(folder), progress=False)
@@ -213,7 +225,9 @@ class Cohort:
             facts["reason"] = one.reason
         if one.files:
             facts["files"] = ", ".join(f"{file.name} ({size(file.num_bytes)})" for file in one.files)
-        if one.expires_at is not None:
+        if one.deleted_at is not None:
+            facts["deleted"] = f"{one.deleted_at:%Y-%m-%d}"
+        elif one.expires_at is not None:
             facts["kept until"] = f"{one.expires_at:%Y-%m-%d}"
         return facts
 

@@ -14,7 +14,14 @@ from server.api_client import PATIENCE_SECONDS, ApiClient
 from server.coordinator_error import CoordinatorError
 from server.researcher.cohort import Cohort
 from server.researcher.rendering import Listing
-from server.researcher.values import Release, ReleaseDetails, read_details, read_release, read_status
+from server.researcher.values import (
+    Pictures,
+    Release,
+    ReleaseDetails,
+    read_details,
+    read_release,
+    read_status,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,11 +119,27 @@ class Coordinator:
         import pandas as pd
 
         body = {"conditions": _conditions(where), "columns": list(columns), "seed": seed}
-        told = self._api.post(f"{_path(release)}/preview", body, only_looks=True).json()
+        told = self._api.post(f"{_path(release)}/preview", body, again=True).json()
         table = pd.DataFrame(told["rows"], columns=told["columns"])
         for name in ("synthetic", "release", "share_of_release", "share_is_exact", "effective_components"):
             table.attrs[name] = told[name]
         return table
+
+    def pictures(
+        self, release: Release | str, *, where: str | Sequence[str] | None = None, seed: int = 0
+    ) -> Pictures:
+        """Pictures of the first 24 synthetic patients on one sheet, which a notebook shows; costs nothing.
+
+        Args:
+            release: one of `releases`, or its digest.
+            where: a condition such as `age >= 60 and sex == 'female'`, or several that must all hold.
+            seed: another seed, other patients.
+
+        Raises:
+            CoordinatorError: the release has no pictures, or a condition cannot be read.
+        """
+        asked = {"where": _conditions(where), "seed": seed}
+        return Pictures(png=self._api.content(f"{_path(release)}/pictures", **asked))
 
     def request(
         self,

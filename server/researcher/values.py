@@ -163,6 +163,25 @@ class ReleaseDetails(Release):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Synthetic pictures on one sheet; a notebook shows them. None is of a person.
+
+    Attributes:
+        png: the file, for `pathlib.Path.write_bytes`.
+    """
+
+    png: bytes
+
+    def __repr__(self) -> str:
+        return (
+            f"Pictures({len(self.png):,} bytes of PNG; Path('pictures.png').write_bytes(....png) keeps them)"
+        )
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+
+@dataclass(frozen=True, kw_only=True)
 class CohortFile:
     """A file of a completed cohort."""
 
@@ -192,6 +211,7 @@ class CohortStatus:
     ledger_index: int | None
     created_at: dt.datetime
     expires_at: dt.datetime | None
+    deleted_at: dt.datetime | None
 
     @property
     def is_open(self) -> bool:

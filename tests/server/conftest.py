@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -381,6 +382,60 @@ def api(store: Store, facts: FederationFacts) -> Iterator[Api]:
     app = create_app(store=store, starter=starter, facts=facts)
     yield Api(client=TestClient(app, raise_server_exceptions=False), starter=starter, keys=keys)
     app.state.previewer.close()
+
+
+class Person:
+    """Somebody who has signed in to the pages."""
+
+    origin = "https://testserver"
+
+    def __init__(self, api: Api, who: str) -> None:
+        self.client = TestClient(
+            api.client.app, base_url=self.origin, headers={"Accept": "text/html", "Origin": self.origin},
+            raise_server_exceptions=True,
+        )  # fmt: skip
+        token = self._token_on("/sign-in")
+        self.client.post("/sign-in", data={"form_token": token, "key": api.keys[who], "next": "/"})
+        self.token = self._token_on("/keys")
+
+    def see(self, path: str, status: int = 200) -> str:
+        answer = self.client.get(path)
+        assert answer.status_code == status, answer.text
+        return answer.text
+
+    def send(
+        self, path: str, status: int = 303, headers: dict[str, str] | None = None, **fields: Any
+    ) -> httpx.Response:
+        answer = self.client.post(
+            path, data={"form_token": self.token, **fields}, headers=headers, follow_redirects=False
+        )
+        assert answer.status_code == status, answer.text
+        return answer
+
+    def _token_on(self, path: str) -> str:
+        found = re.search(r'name="form_token" value="([^"]+)"', self.client.get(path).text)
+        assert found is not None
+        return found[1]
+
+
+@pytest.fixture
+def person(api: Api) -> Callable[[str], Person]:
+    return lambda who: Person(api, who)
+
+
+@pytest.fixture
+def researcher(person) -> Person:
+    return person("researcher")
+
+
+@pytest.fixture
+def operator(person) -> Person:
+    return person("operator")
+
+
+@pytest.fixture
+def auditor(person) -> Person:
+    return person("auditor")
 
 
 @pytest.fixture(scope="session")

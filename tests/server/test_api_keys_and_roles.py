@@ -42,6 +42,7 @@ ROUTES = {
     "GET /v1/releases/{digest}": EVERYBODY,
     "GET /v1/releases/{digest}/preview": USERS,
     "POST /v1/releases/{digest}/preview": USERS,
+    "GET /v1/releases/{digest}/pictures": EVERYBODY,
     "POST /v1/releases/{digest}/publish": OPERATOR,
     "POST /v1/releases/{digest}/withhold": OPERATOR,
     "POST /v1/releases/{digest}/withdraw": OPERATOR,
@@ -49,6 +50,7 @@ ROUTES = {
     "GET /v1/cohorts": USERS,
     "GET /v1/cohorts/{cohort_id}": USERS,
     "DELETE /v1/cohorts/{cohort_id}": USERS,
+    "POST /v1/cohorts/{cohort_id}/cancel": USERS,
     "GET /v1/cohorts/{cohort_id}/files/{name:path}": USERS,
     "HEAD /v1/cohorts/{cohort_id}/files/{name:path}": USERS,
     "GET /v1/ledger/checkpoint": READERS,
@@ -140,6 +142,20 @@ def test_what_changes_nothing_needs_no_right_to_write(api) -> None:
             if f"{method} {route.path}" in ROUTES:
                 reads = method in {"GET", "HEAD"} or route.path.endswith("/preview")
                 assert scope_of(route.tags[0], method, route.name).endswith(":read" if reads else ":write")
+
+
+def test_the_document_says_which_roles_and_which_scope_an_operation_needs(api) -> None:
+    paths = api.client.app.openapi()["paths"]
+    by_name = {f"{method} {one.path}": one for one in _routes(api) for method in one.methods}
+    for route, allowed in ROUTES.items():
+        method, _, path = route.partition(" ")
+        operation = paths[by_name[route].path_format][method.lower()]
+        assert set(operation["x-roles"]) == allowed, route
+        needed = scope_of(by_name[route].tags[0], method, by_name[route].name)
+        assert operation["security"] == [{"API key": [needed]}], route
+    for route in OPEN_ROUTES:
+        method, _, path = route.partition(" ")
+        assert not {"x-roles", "security"} & set(paths[path][method.lower()]), route
 
 
 def test_health_needs_no_key(api) -> None:

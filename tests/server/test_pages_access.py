@@ -11,10 +11,12 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
 from models.study import Study
 from server import cohorts, keys, releases, round_records, runs, sites
+from server.api.auth import scope_of
 from server.api.pages import mount
 from server.api.pages.sessions import COOKIE, LIFETIME
 from server.cohorts import CohortRequest
@@ -41,6 +43,7 @@ PAGES = {
     ("GET", "/cohorts/{cohort_id}"): ASKERS,
     ("GET", "/cohorts/{cohort_id}/progress"): ASKERS,
     ("POST", "/cohorts/{cohort_id}/cancel"): ASKERS,
+    ("POST", "/cohorts/{cohort_id}/delete"): ASKERS,
     ("GET", "/cohorts/{cohort_id}/files/{name}"): ASKERS,
     ("GET", "/runs"): READERS,
     ("POST", "/runs"): {"operator"},
@@ -57,9 +60,13 @@ PAGES = {
     ("GET", "/ledger"): READERS,
     ("GET", "/ledger/export"): READERS,
     ("GET", "/ledger/entries/{index}"): READERS,
+    ("GET", "/keys"): EVERYBODY,
+    ("POST", "/keys"): {"operator"},
+    ("POST", "/keys/rotate"): EVERYBODY,
+    ("POST", "/keys/{prefix}/revoke"): EVERYBODY,
     ("POST", "/sign-out"): EVERYBODY,
 }
-OPEN_PAGES = {("GET", "/sign-in"), ("POST", "/sign-in")}
+OPEN_PAGES = {("GET", "/sign-in"), ("POST", "/sign-in"), ("GET", "/docs"), ("GET", "/docs/{area}")}
 
 
 @pytest.fixture
@@ -115,6 +122,15 @@ def pages_of(api) -> set[tuple[str, str]]:
     return {(method.upper(), path) for path, methods in paths.items() for method in methods}
 
 
+def page_routes(api) -> list[APIRoute]:
+    middleware = next(one for one in api.client.app.user_middleware if one.cls is mount.PagesBesideApi)
+    found = []
+    for route in middleware.kwargs["pages"].routes:
+        inner = getattr(route, "original_router", None)
+        found += [route] if inner is None else inner.routes
+    return [route for route in found if isinstance(route, APIRoute)]
+
+
 def address(path: str) -> str:
     """The page's path with names of things that are not there."""
     filled = (
@@ -154,11 +170,39 @@ def test_a_role_reaches_its_pages_and_no_other(visitor: Visitor, role: str) -> N
         assert answer.status_code not in {401, 303} or path == "/", (method, path)
 
 
+def test_a_key_reaches_no_further_in_the_pages_than_in_the_api(api, visitor: Visitor, store) -> None:
+    """Every page x a key of each role that has every scope but one that the page needs."""
+    routes = {(method, route.path_format): route for route in page_routes(api) for method in route.methods}
+    for (method, path), allowed in PAGES.items():
+        if path == "/sign-out":
+            continue
+        needed = [scope_of(area, method, routes[method, path].name) for area in routes[method, path].tags]
+        assert needed, path
+        for lacking in needed:
+            assert lacking in keys.SCOPES, path
+            others = [scope for scope in keys.SCOPES if scope != lacking]
+            made = keys.create_key(store, role=sorted(allowed)[0], owner="x", scopes=others)
+            visitor.sign_in("x", key=made.text)
+            send = visitor.get if method == "GET" else visitor.post
+            answer = send(address(path))
+            assert answer.status_code == 403, (method, path)
+            assert f"needs the scope {lacking}" in answer.text
+
+
+def test_a_narrow_key_lands_where_it_may_look(visitor: Visitor, store) -> None:
+    made = keys.create_key(store, role="researcher", owner="x", scopes=["cohorts:read"])
+    assert visitor.sign_in("x", key=made.text).headers["location"] == "/cohorts"
+    shown = visitor.get("/cohorts").text
+    for place in ("/keys", "/runs"):
+        assert f'href="{place}"' not in shown
+    assert "To the cohorts" in visitor.get("/").text
+
+
 @pytest.mark.parametrize("role", sorted(EVERYBODY))
 def test_the_navigation_leads_to_the_roles_places_only(visitor: Visitor, role: str) -> None:
     visitor.sign_in(role)
     home = visitor.get("/").text
-    for place in ("/cohorts", "/runs", "/sites", "/spends", "/ledger"):
+    for place in ("/cohorts", "/runs", "/sites", "/spends", "/ledger", "/keys"):
         assert (f'href="{place}"' in home) == (role in PAGES["GET", place]), place
 
 
@@ -382,6 +426,7 @@ SEARCHES = [
     "/cohorts/",
     "/ledger?page=",
     "/ledger/entries/",
+    "/docs/",
 ]
 
 
@@ -438,7 +483,7 @@ def test_names_with_markup_stay_text_on_every_page(visitor: Visitor, scenario, s
     paths = [
         "/", f"/?q={MARKUP}", f"/releases/{release.digest}", "/cohorts", f"/cohorts/{cohort.id}",
         f"/cohorts/new?release={release.digest}", "/runs", f"/runs/{run}", "/sites", "/spends", "/ledger",
-        "/ledger/entries/0", f"/runs/{MARKUP}", f"/cohorts/{MARKUP}",
+        "/ledger/entries/0", "/keys", f"/runs/{MARKUP}", f"/cohorts/{MARKUP}", f"/docs/{MARKUP}",
     ]  # fmt: skip
     shown = 0
     for path in paths:
@@ -471,6 +516,9 @@ def test_no_page_has_script_or_style_of_its_own(visitor: Visitor, scenario) -> N
         f"/cohorts/new?release={release.digest}",
         f"/runs/{run}",
         "/sites",
+        "/keys",
+        "/docs",
+        "/docs/cohorts",
     ]
     for path in [*pages, "/spends", "/ledger", "/ledger/entries/0", "/nothing"]:
         page = visitor.get(path).text

@@ -9,10 +9,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
-from fastapi.testclient import TestClient
 from PIL import Image
 
 from models.generator import MixtureGenerator
@@ -28,7 +26,6 @@ from server import cohorts, invitations, jobs, ledger_store, releases, round_rec
 from server.api.pages import distributions, rendering
 from server.spends import study_spends
 
-ORIGIN = "https://testserver"
 pytestmark = pytest.mark.usefixtures("quick_previews")
 
 
@@ -38,57 +35,9 @@ def database_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'fedtwin.db'}"
 
 
-class Person:
-    """Somebody who is signed in."""
-
-    def __init__(self, api, who: str) -> None:
-        self.client = TestClient(
-            api.client.app, base_url=ORIGIN, headers={"Accept": "text/html", "Origin": ORIGIN},
-            raise_server_exceptions=True,
-        )  # fmt: skip
-        token = _token(self.client.get("/sign-in").text)
-        self.client.post("/sign-in", data={"form_token": token, "key": api.keys[who], "next": "/"})
-        self.token = _token(self.client.get("/").text)
-
-    def see(self, path: str, status: int = 200) -> str:
-        answer = self.client.get(path)
-        assert answer.status_code == status, words(answer.text)
-        return answer.text
-
-    def send(
-        self, path: str, status: int = 303, headers: dict[str, str] | None = None, **fields: Any
-    ) -> httpx.Response:
-        answer = self.client.post(
-            path, data={"form_token": self.token, **fields}, headers=headers, follow_redirects=False
-        )
-        assert answer.status_code == status, words(answer.text)
-        return answer
-
-
-def _token(page: str) -> str:
-    found = re.search(r'name="form_token" value="([^"]+)"', page)
-    assert found is not None
-    return found[1]
-
-
 def words(page: str) -> str:
     """A page's text, as one line."""
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
-
-
-@pytest.fixture
-def researcher(api) -> Person:
-    return Person(api, "researcher")
-
-
-@pytest.fixture
-def operator(api) -> Person:
-    return Person(api, "operator")
-
-
-@pytest.fixture
-def auditor(api) -> Person:
-    return Person(api, "auditor")
 
 
 def test_empty_places_say_what_to_do(researcher, operator, auditor) -> None:
@@ -173,7 +122,7 @@ def test_every_chart_has_a_title_a_sentence_and_a_table(researcher, scenario) ->
     assert page.count("As a table") == 3
 
 
-def estimate(person: Person, digest: str, **fields: Any) -> str:
+def estimate(person: Any, digest: str, **fields: Any) -> str:
     return words(
         person.send(
             "/cohorts/estimate", 200, {"HX-Request": "true"}, release=digest, num_patients="10", **fields
@@ -271,18 +220,39 @@ def test_a_form_that_asks_for_the_impossible_comes_back_with_the_reason(research
     assert cohorts.list_cohorts(scenario.store, owner=None) == []
 
 
-def test_another_researchers_cohort_does_not_exist(api, researcher, operator, scenario) -> None:
+def test_another_researchers_cohort_does_not_exist(person, researcher, operator, scenario) -> None:
     digest = scenario.release().digest
     to = researcher.send("/cohorts", release=digest, num_patients="5", formats="csv").headers["location"]
-    stranger = Person(api, "stranger")
+    stranger = person("stranger")
     for path in (to, f"{to}/progress", f"{to}/files/cohort.csv"):
         stranger.see(path, 404)
     stranger.send(f"{to}/cancel", 404)
+    stranger.send(f"{to}/delete", 404)
     assert to not in stranger.see("/cohorts")
     assert to in operator.see("/cohorts")
     researcher.send(f"{to}/cancel")
     assert "Cancelled on request" in words(researcher.see(to))
     researcher.send(f"{to}/cancel")
+
+
+def test_a_researcher_deletes_finished_files_on_their_page(researcher, operator, scenario) -> None:
+    digest = scenario.release().digest
+    fields = {"release": digest, "num_patients": "5", "seed": "9", "formats": "csv"}
+    to = researcher.send("/cohorts", **fields).headers["location"]
+    assert "Delete the files" not in researcher.see(to)
+    jobs.make_next(scenario.store)
+    page = words(researcher.see(to))
+    assert "Delete the files… The files are removed from the coordinator now." in page
+    assert "seed 9 give the same files again" in page
+    assert "Delete the files" not in operator.see(to)
+    operator.send(f"{to}/delete", 409)
+    assert researcher.send(f"{to}/delete").headers["location"] == to
+    page = researcher.see(to)
+    assert "The files were deleted on" in words(page)
+    assert re.findall(r"files/([a-z.]+)\"", page) == ["certificate.json"]
+    researcher.see(f"{to}/files/cohort.csv", 410)
+    researcher.see(f"{to}/files/certificate.json")
+    assert "deleted" in words(researcher.see("/cohorts"))
 
 
 def test_an_operator_does_not_get_a_researchers_files(researcher, operator, scenario) -> None:

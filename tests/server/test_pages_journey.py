@@ -191,7 +191,7 @@ def test_pages_fit_a_phone_and_the_dark_and_every_field_has_a_name(site: Site) -
     run = runs.list_runs(site.scenario.store)[0].id
     release = f"/releases/{site.release.digest}"
     paths = ["/", release, f"/cohorts/new?release={site.release.digest}", "/cohorts", "/runs", f"/runs/{run}"]
-    paths += ["/sites", "/spends", "/ledger", "/ledger/entries/1"]
+    paths += ["/sites", "/spends", "/ledger", "/ledger/entries/1", "/keys", "/docs", "/docs/cohorts"]
     for size, scheme in (("phone", "light"), ("desktop", "dark")):
         with site.person("operator", size=size, scheme=scheme) as page:
             for path in paths:

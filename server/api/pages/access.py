@@ -1,4 +1,8 @@
-"""Who may see a page, and whose form is taken: annotated parameters, as `server.api.auth` has them for the API."""
+"""Who may see a page, and whose form is taken: annotated parameters, as `server.api.auth` has them for the API.
+
+A page's tags are the areas that it shows or changes: a key that is narrowed to scopes reaches no further here than
+there.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from fastapi import Depends, Request
 
+from server.api.auth import scope_of
 from server.api.metering import meter_request
 from server.api.pages.sessions import COOKIE, Session, Sessions, SignInNeededError
 from server.api.problems import ProblemError
@@ -33,11 +38,17 @@ def signed_in(request: Request, sessions: SessionsDep) -> Session:
 
     Raises:
         SignInNeededError: there is none.
-        ProblemError: 429, too many.
+        ProblemError: 403 where the key's scopes do not reach, 429 too many.
     """
     session = sessions.read(request.cookies.get(COOKIE))
     request.state.session = session
     meter_request(request, session.key)
+    route = request.scope["route"]
+    for area in route.tags:
+        scope = scope_of(area, request.method, route.name)
+        if not session.key.allows(scope):
+            has = ", ".join(session.key.scopes or ())
+            raise ProblemError(403, "forbidden", f"This needs the scope {scope}; your key has {has}.")
     return session
 
 

@@ -34,7 +34,7 @@ class StudySpends:
     spends: list[StudySpend]
 
 
-@router.get("/spends")
+@router.get("/spends", tags=["studies", "sites", "runs"])
 def spends(request: Request, session: OperatorOrAuditor, store: StoreDep) -> Response:
     """Every study's spends by site, against the caps."""
     spent = study_spends(store)
@@ -53,7 +53,7 @@ def spends(request: Request, session: OperatorOrAuditor, store: StoreDep) -> Res
     )
 
 
-@router.get("/ledger")
+@router.get("/ledger", tags=["ledger"])
 def ledger(
     request: Request, session: OperatorOrAuditor, store: StoreDep, page: int = 1, kind: str = ""
 ) -> Response:
@@ -81,13 +81,13 @@ def ledger(
     )
 
 
-@router.get("/ledger/export")
+@router.get("/ledger/export", tags=["ledger"])
 def export(session: OperatorOrAuditor, store: StoreDep) -> Response:
     """The whole ledger as a zip, as the API gives it."""
     return api.export(_key=session.key, store=store)
 
 
-@router.get("/ledger/entries/{index}")
+@router.get("/ledger/entries/{index}", tags=["ledger"])
 def entry(request: Request, index: int, session: OperatorOrAuditor, store: StoreDep) -> Response:
     """An entry with the proof that it is under the newest checkpoint."""
     total = ledger_store.num_entries(store)

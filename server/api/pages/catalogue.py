@@ -10,19 +10,19 @@ from fastapi.responses import RedirectResponse
 
 from models.study import Study
 from server import releases, studies
+from server.api import previews
 from server.api.auth import StoreDep
 from server.api.pages.access import AnyRole, Operator, Posted
-from server.api.pages.distributions import contact_sheet, distributions
+from server.api.pages.distributions import distributions
 from server.api.pages.rendering import render
 from server.api.releases import SEEN_BY_RESEARCHERS, visible_release
-from server.errors import InvalidError, NotFoundError
-from server.exports.images import png_bytes
+from server.errors import InvalidError
 from server.keys import ApiKey
 from server.releases import LIMITS_OF_USE, Release
 from server.spends import SiteSpend, run_spends
 from server.store import Store
 
-router = APIRouter()
+router = APIRouter(tags=["releases"])
 SHOWN = 20
 SEARCHED = 1000
 MAX_REASON = 1000
@@ -80,13 +80,9 @@ def show(request: Request, digest: str, session: AnyRole, store: StoreDep) -> Re
 
 
 @router.get("/releases/{digest}/pictures.png")
-def show_pictures(digest: str, session: AnyRole, store: StoreDep) -> Response:
-    """Pictures of a release's first patients on one sheet."""
-    release = visible_release(store, session.key, digest)
-    sheet = contact_sheet(store, release, studies.get_study(store, release.study).study)
-    if sheet is None:
-        raise NotFoundError("picture of release", digest)
-    return Response(png_bytes(sheet), media_type="image/png")
+async def show_pictures(request: Request, digest: str, session: AnyRole, store: StoreDep) -> Response:
+    """Pictures of a release's first patients on one sheet, as the API draws them."""
+    return await previews.get_pictures(request, digest, session.key, store)
 
 
 @router.post("/releases/{digest}/publish")

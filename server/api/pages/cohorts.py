@@ -25,7 +25,7 @@ from server.releases import Release, get_release
 from server.row_quotas import row_quota
 from server.store import Store
 
-router = APIRouter(prefix="/cohorts")
+router = APIRouter(prefix="/cohorts", tags=["cohorts"])
 SHOWN = 20
 
 
@@ -42,7 +42,7 @@ def list_own(
     return render(request, "cohorts.html", context)
 
 
-@router.get("/new")
+@router.get("/new", tags=["releases"])
 async def new(request: Request, session: OperatorOrResearcher, store: StoreDep, release: str) -> Response:
     """The builder, with nothing asked for yet but every column."""
     kept, study = await run_in_threadpool(_release, store, session, release)
@@ -50,7 +50,7 @@ async def new(request: Request, session: OperatorOrResearcher, store: StoreDep, 
     return await _builder(request, store, session, kept, study, Form(fields=fields))
 
 
-@router.post("/estimate")
+@router.post("/estimate", tags=["releases"])
 async def show_estimate(
     request: Request, session: OperatorOrResearcher, form: Posted, store: StoreDep
 ) -> Response:
@@ -95,6 +95,13 @@ def progress(request: Request, cohort_id: str, session: OperatorOrResearcher, st
 def cancel(cohort_id: str, session: OperatorOrResearcher, _form: Posted, store: StoreDep) -> Response:
     """End a cohort that is not finished."""
     api.cancel_cohort(cohort_id=cohort_id, key=session.key, store=store)
+    return RedirectResponse(f"/cohorts/{cohort_id}", 303)
+
+
+@router.post("/{cohort_id}/delete")
+def delete(cohort_id: str, session: OperatorOrResearcher, _form: Posted, store: StoreDep) -> Response:
+    """Remove the files now."""
+    api.delete_cohort(cohort_id=cohort_id, key=session.key, store=store)
     return RedirectResponse(f"/cohorts/{cohort_id}", 303)
 
 

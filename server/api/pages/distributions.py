@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
 import torch
 
-from models.sampling import CohortSampler
 from models.schema import BooleanColumn, CategoricalColumn, Column, DateColumn, OrdinalColumn
 from models.study import Study
 from models.study_generator import StudyGenerator
@@ -23,8 +21,6 @@ from server.releases import Release
 from server.store import Store
 
 MAX_BARS = 12
-SHEET_ROWS, SHEET_COLUMNS = 3, 8
-GREY = 128  # between the pictures of a sheet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,24 +64,6 @@ def distributions(store: Store, release: Release, study: Study) -> list[Distribu
         parts = generator.one_way().split(study.table.cardinalities)
     columns = study.table.columns
     return [_distribution(column, part.tolist()) for column, part in zip(columns, parts, strict=True)]
-
-
-def contact_sheet(store: Store, release: Release, study: Study) -> np.ndarray | None:
-    """Pictures of the first patients drawn with seed 0, side by side; None where the release has none.
-
-    Returns:
-        (C, H, W) uint8, with a line of grey around each.
-    """
-    generator = load_generator(store, release, study)
-    if generator.image is None:
-        return None
-    rows = next(CohortSampler(generator.table, study.table).chunks(SHEET_ROWS * SHEET_COLUMNS, seed=0))
-    (_, pictures), *_ = generator.with_pictures(rows, seed=0)
-    assert pictures is not None
-    pictures = np.pad(pictures, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=GREY)
-    _, channels, height, width = pictures.shape
-    grid = pictures.reshape(SHEET_ROWS, SHEET_COLUMNS, channels, height, width)
-    return grid.transpose(2, 0, 3, 1, 4).reshape(channels, SHEET_ROWS * height, SHEET_COLUMNS * width)
 
 
 def level_names(column: Column) -> list[str]:

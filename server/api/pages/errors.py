@@ -17,7 +17,7 @@ from models.study import StudyError
 from privacy.merkle import LedgerVerificationError
 from server.api.pages.rendering import render
 from server.api.pages.sessions import SignInNeededError
-from server.api.problems import TITLES, ProblemError, problem_response
+from server.api.problems import KINDS, ProblemError, problem_response
 from server.errors import ConflictError, InvalidError, NotFoundError
 from server.store import StoredFileError
 
@@ -25,7 +25,7 @@ log = logging.getLogger("fedtwin.api")
 
 ADVICE = {
     401: "Sign in with your API key; the operator makes keys.",
-    403: "If you need this, ask the operator of the coordinator for a key with that role.",
+    403: "If you need this, ask the operator of the coordinator for a key that may do it.",
     404: "It may be somebody else's, or the address may be cut off. Start from the places above.",
     405: "Open the page again and use its buttons.",
     409: "Look at how it stands now, and decide again.",
@@ -112,7 +112,7 @@ def _answer(
     text = detail[:1].upper() + detail[1:]
     context = {
         "status": status,
-        "title": TITLES.get(kind, "This did not work"),
+        "title": KINDS[kind].title if kind in KINDS else "This did not work",
         "detail": text if text.endswith((".", "!", "?")) else f"{text}.",
         "advice": ADVICE.get(status, ADVICE[500] if status >= 500 else ADVICE[422]),
     }

@@ -9,10 +9,10 @@ from starlette.datastructures import MutableHeaders, State
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.pages import audit, catalogue, cohorts, errors, runs, sign_in, sites
+from server.api.pages import audit, catalogue, cohorts, errors, keys, reference, runs, sign_in, sites
 from server.api.pages.sessions import Sessions
 
-OF_API = ("/v1", "/docs", "/openapi.json")
+OF_API = ("/v1", "/openapi.json")
 STATIC = Path(__file__).parent / "static"
 HEADERS = {
     "Content-Security-Policy": (
@@ -29,14 +29,14 @@ HEADERS = {
 
 
 def create_pages(state: State) -> FastAPI:
-    """The pages' own application over the API's state (store, starter, facts, wrong answers)."""
+    """The pages' own application over the API's state (store, starter, facts, wrong answers, description)."""
     app = FastAPI(
         title="fedtwin pages", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
     app.state = state
     state.sessions = Sessions(state.store)
     errors.install(app)
-    for feature in (sign_in, catalogue, cohorts, runs, sites, audit):
+    for feature in (sign_in, catalogue, cohorts, runs, sites, audit, keys, reference):
         app.include_router(feature.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app

@@ -18,28 +18,49 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from server.api.pages import charts
 from server.api.pages.access import session_or_none
+from server.keys import ApiKey
 from server.tables import Role
 
 FOLDER = Path(__file__).parent
 
 
+EVERYBODY: frozenset[Role] = frozenset({"researcher", "operator", "auditor"})
+ASKERS: frozenset[Role] = frozenset({"researcher", "operator"})
+READERS: frozenset[Role] = frozenset({"operator", "auditor"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A place in the navigation, and who sees it."""
+    """A place in the navigation, and who sees it.
+
+    Attributes:
+        areas: which the key's scopes must let it read; those of the page's tags.
+    """
 
     title: str
     path: str
     roles: frozenset[Role]
+    areas: tuple[str, ...]
+
+    def is_for(self, key: ApiKey) -> bool:
+        """Whether this key reaches it."""
+        return key.role in self.roles and all(key.allows(f"{area}:read") for area in self.areas)
 
 
 PLACES = (
-    Place(title="Catalogue", path="/", roles=frozenset({"researcher", "operator", "auditor"})),
-    Place(title="Cohorts", path="/cohorts", roles=frozenset({"researcher", "operator"})),
-    Place(title="Runs", path="/runs", roles=frozenset({"operator", "auditor"})),
-    Place(title="Sites", path="/sites", roles=frozenset({"operator", "auditor"})),
-    Place(title="Spends", path="/spends", roles=frozenset({"operator", "auditor"})),
-    Place(title="Ledger", path="/ledger", roles=frozenset({"operator", "auditor"})),
+    Place(title="Catalogue", path="/", roles=EVERYBODY, areas=("releases",)),
+    Place(title="Cohorts", path="/cohorts", roles=ASKERS, areas=("cohorts",)),
+    Place(title="Runs", path="/runs", roles=READERS, areas=("runs",)),
+    Place(title="Sites", path="/sites", roles=READERS, areas=("sites", "joining")),
+    Place(title="Spends", path="/spends", roles=READERS, areas=("studies", "sites", "runs")),
+    Place(title="Ledger", path="/ledger", roles=READERS, areas=("ledger",)),
+    Place(title="Keys", path="/keys", roles=EVERYBODY, areas=("keys",)),
 )
+
+
+def places_of(key: ApiKey) -> list[Place]:
+    """Where this key reaches, in the navigation's order."""
+    return [place for place in PLACES if place.is_for(key)]
 
 
 def render(
@@ -52,7 +73,7 @@ def render(
 ) -> HTMLResponse:
     """A page. `here` in the context is the path of the navigation's place that it belongs to."""
     session = session_or_none(request)
-    places = [] if session is None else [place for place in PLACES if session.key.role in place.roles]
+    places = [] if session is None else places_of(session.key)
     text = (
         environment()
         .get_template(template)

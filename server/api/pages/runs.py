@@ -20,7 +20,7 @@ from server.runs import ACTIVE_STATES
 from server.spends import run_spends
 from server.store import Store
 
-router = APIRouter(prefix="/runs")
+router = APIRouter(prefix="/runs", tags=["runs"])
 SHOWN = 20
 MESSAGES_SHOWN = 100
 

@@ -12,7 +12,7 @@ from fastapi.responses import RedirectResponse
 from server.api.auth import StoreDep
 from server.api.invitations import WrongAnswers
 from server.api.pages.access import AnyRole, Form, Posted, SessionsDep, read_form, session_or_none
-from server.api.pages.rendering import render
+from server.api.pages.rendering import places_of, render
 from server.api.pages.sessions import COOKIE, LIFETIME, VISIT_COOKIE, Sessions, is_visit
 from server.keys import KeyRefusedError, check_key
 
@@ -48,8 +48,9 @@ def sign_in(
         wrong.count(address)
         text = str(error)
         return _form(request, sessions, target=target, status=401, fault=f"{text[0].upper()}{text[1:]}.")
-    answer = RedirectResponse(target, 303)
-    _set_cookie(answer, COOKIE, sessions.begin(key), seconds=int(LIFETIME.total_seconds()))
+    reached = places_of(key)
+    answer = RedirectResponse(reached[0].path if target == "/" and reached else target, 303)
+    set_session(answer, sessions.begin(key))
     answer.delete_cookie(VISIT_COOKIE, secure=True, httponly=True, samesite="strict")
     return answer
 
@@ -73,6 +74,11 @@ def _form(
     answer = render(request, "sign_in.html", context, status=status)
     _set_cookie(answer, VISIT_COOKIE, visit, seconds=3600)
     return answer
+
+
+def set_session(answer: Response, token: str) -> None:
+    """Let the browser carry a session from now on."""
+    _set_cookie(answer, COOKIE, token, seconds=int(LIFETIME.total_seconds()))
 
 
 def _set_cookie(answer: Response, name: str, value: str, *, seconds: int) -> None:

@@ -20,13 +20,13 @@ router = APIRouter(prefix="/sites")
 DEFAULT_HOURS = 72
 
 
-@router.get("")
+@router.get("", tags=["sites", "joining"])
 def show(request: Request, session: OperatorOrAuditor, store: StoreDep) -> Response:
     """Who waits, who takes part, who was invited."""
     return _page(request, store)
 
 
-@router.post("/invitations")
+@router.post("/invitations", tags=["joining"])
 def invite(request: Request, session: Operator, form: Posted, store: StoreDep) -> Response:
     """Invite a site; its text is on this answer alone."""
     try:
@@ -41,7 +41,7 @@ def invite(request: Request, session: Operator, form: Posted, store: StoreDep) -
     return _page(request, store, made=made)
 
 
-@router.post("/{name}/approve")
+@router.post("/{name}/approve", tags=["joining"])
 def approve(request: Request, name: str, session: Operator, form: Posted, store: StoreDep) -> Response:
     """Admit a site whose card waits, once the operator typed the start of its key as the site read it."""
     waiting = next(
@@ -59,14 +59,14 @@ def approve(request: Request, name: str, session: Operator, form: Posted, store:
     return RedirectResponse("/sites", 303)
 
 
-@router.post("/{name}/deny")
+@router.post("/{name}/deny", tags=["joining"])
 def deny(name: str, session: Operator, form: Posted, store: StoreDep) -> Response:
     """Turn a card down."""
     invitations.deny(store, name, by=session.key.owner, reason=form.one("reason"))
     return RedirectResponse("/sites", 303)
 
 
-@router.post("/{name}/state")
+@router.post("/{name}/state", tags=["sites"])
 def set_state(request: Request, name: str, session: Operator, form: Posted, store: StoreDep) -> Response:
     """Suspend a site, or take it back; to remove one for good there is the command."""
     state = form.one("state")
