@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from server.api.pages.reference import operation_name, prose, read_areas
+from models.conditions import parse_condition
+from models.schema import StudySchema
+from server.api.pages.reference import CONDITIONS, operation_name, prose, read_areas
 from server.api.pages.reference_schemas import kind_of, read_fields
 from server.api.problems import KINDS
 
@@ -119,6 +121,25 @@ def test_every_link_inside_leads_somewhere(api, document) -> None:
             path, _, name = html.unescape(target).partition("#")
             assert path in ("", *pages), (where, target)
             assert not name or f'id="{name}"' in pages[path or where], (where, target)
+
+
+def test_both_forms_of_every_condition_that_is_shown_are_read_and_mean_the_same(api) -> None:
+    columns = [
+        {"name": "age", "kind": "integer", "minimum": 0, "maximum": 99},
+        {"name": "sex", "kind": "categorical", "categories": ["female", "male"]},
+        {"name": "smoker", "kind": "boolean", "missing": True},
+        {"name": "ward", "kind": "categorical", "categories": ["A", "B", "C"]},
+        {"name": "admitted", "kind": "date", "minimum": "2024-01-01", "maximum": "2025-01-01"},
+        *(
+            {"name": name, "kind": "continuous", "minimum": 0, "maximum": 300, "missing": True}
+            for name in ("chol", "diastolic", "systolic", "capital-gain")
+        ),
+    ]
+    schema = StudySchema.model_validate({"columns": columns})
+    page = html.unescape(_page(api, "/docs"))
+    for one in CONDITIONS:
+        assert parse_condition(one.text, schema) == parse_condition(one.data, schema), one.text
+        assert f"<code>{one.text}</code>" in page
 
 
 def test_schemas_become_words() -> None:

@@ -42,8 +42,10 @@ class Estimate:
 
     @property
     def is_thin(self) -> bool:
-        """Whether few of the generator's components carry the cohort."""
-        return self.preview is not None and self.preview.effective_components < FEW_COMPONENTS
+        """Whether few of the generator's components carry the group that was asked for."""
+        if self.preview is None or self.is_whole:  # wider than the whole nothing can be
+            return False
+        return self.preview.effective_components < FEW_COMPONENTS
 
 
 async def estimate(

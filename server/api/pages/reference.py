@@ -27,6 +27,74 @@ BINARY = frozenset({"application/zip", "application/vnd.apache.parquet", "image/
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConditionExample:
+    """A condition in both forms; `models.conditions` reads them."""
+
+    text: str
+    data: Mapping[str, Any] | str
+    says: str
+
+
+CONDITIONS = (
+    ConditionExample(
+        text="age >= 60",
+        data={"column": "age", "op": ">=", "value": 60},
+        says="of 60 and older; also ==, !=, <, <=, >",
+    ),
+    ConditionExample(
+        text="40 <= age < 60",
+        data={"all": [{"column": "age", "op": ">=", "value": 40}, {"column": "age", "op": "<", "value": 60}]},
+        says="from 40, younger than 60",
+    ),
+    ConditionExample(
+        text="sex == 'female' and not smoker",
+        data={
+            "all": [
+                {"column": "sex", "op": "==", "value": "female"},
+                {"not": {"column": "smoker", "op": "==", "value": True}},
+            ]
+        },
+        says="women who are not known to smoke",
+    ),
+    ConditionExample(
+        text="age > 80 or smoker",
+        data={
+            "any": [
+                {"column": "age", "op": ">", "value": 80},
+                {"column": "smoker", "op": "==", "value": True},
+            ]
+        },
+        says="either",
+    ),
+    ConditionExample(
+        text="ward in ['A', 'B']",
+        data={"column": "ward", "op": "in", "value": ["A", "B"]},
+        says="of one of these wards; also not in",
+    ),
+    ConditionExample(
+        text="chol is missing",
+        data={"column": "chol", "op": "is missing"},
+        says="without a value; also is not missing",
+    ),
+    ConditionExample(
+        text="admitted >= '2024-02-29'",
+        data={"column": "admitted", "op": ">=", "value": "2024-02-29"},
+        says="by a day",
+    ),
+    ConditionExample(
+        text="diastolic < systolic",
+        data="diastolic < systolic",
+        says="by two columns; always a text",
+    ),
+    ConditionExample(
+        text="`capital-gain` > 0",
+        data={"column": "capital-gain", "op": ">", "value": 0},
+        says="by a column whose name is no plain word",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Body:
     """What goes over the wire, one way or the other.
 
@@ -96,6 +164,7 @@ def overview(request: Request) -> Response:
         "areas": list(_areas(request).values()),
         "kinds": list(KINDS.items()),
         "intro": request.app.state.describe()["info"]["description"],
+        "conditions": CONDITIONS,
         "prose": prose,
     }
     return render(request, "reference.html", context)

@@ -103,6 +103,7 @@ def environment() -> Environment:
         short=short,
         shown=shown,
         unit=unit,
+        compact=lambda data: json.dumps(data, ensure_ascii=False),
         pretty=lambda data: json.dumps(data, indent=2, ensure_ascii=False, sort_keys=True),
     )
     made.globals.update(
