@@ -60,6 +60,9 @@ REPLACED = frozenset(
     b"x-forwarded-port x-real-ip".split()
 )
 
+# What the public port says of itself.
+SAID_HERE = frozenset({b"date", b"server"})
+
 Headers = Iterable[tuple[bytes, bytes]]
 _log = logging.getLogger("fedtwin.gateway")
 
@@ -188,7 +191,11 @@ class Gateway:
                 {
                     "type": "http.response.start",
                     "status": status,
-                    "headers": _kept(response.headers.raw, but=frozenset({b"content-length"})),
+                    "headers": [
+                        one
+                        for one in _kept(response.headers.raw, but=frozenset({b"content-length"}))
+                        if one[0] not in SAID_HERE
+                    ],
                 }
             )
             async for piece in _pieces(response):

@@ -138,11 +138,12 @@ def create_app(
     app.state.wrong_secrets = invitations.WrongAnswers()
     app.state.meter = RequestMeter(store.allowances.requests_per_minute)
     app.state.streams = run_events.StreamSlots()
-    problems.install(app)
+    routers = [feature.router for feature in FEATURES]
+    problems.install(app, routers)
     app.add_middleware(RequestLimits)
     app.add_middleware(PagesBesideApi, pages=create_pages(app.state))
-    for feature in FEATURES:
-        app.include_router(feature.router)
-    app.openapi = lambda: describe(app, [feature.router for feature in FEATURES])  # type: ignore[method-assign]
+    for router in routers:
+        app.include_router(router)
+    app.openapi = lambda: describe(app, routers)  # type: ignore[method-assign]
     app.state.describe = app.openapi
     return app

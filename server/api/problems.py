@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -22,11 +23,11 @@ from starlette.exceptions import HTTPException
 
 from models.study import StudyError
 from privacy.merkle import LedgerVerificationError
+from server.api.faults import read_faults
 from server.errors import ConflictError, InvalidError, NotFoundError, QuotaExceededError
 from server.store import StoredFileError
 
 MEDIA_TYPE = "application/problem+json"
-MAX_SHOWN = 200
 
 log = logging.getLogger("fedtwin.api")
 
@@ -35,7 +36,7 @@ class Fault(BaseModel):
     """What is wrong with one field."""
 
     field: str = Field(examples=["num_patients"])
-    detail: str = Field(examples=["num_patients is 0: Input should be greater than or equal to 1"])
+    detail: str = Field(examples=["num_patients is 0: it must be greater than or equal to 1"])
 
 
 class Problem(BaseModel):
@@ -44,7 +45,7 @@ class Problem(BaseModel):
     type: str = Field(examples=["urn:fedtwin:problem:invalid"])
     title: str = Field(examples=["Invalid request"])
     status: int = Field(examples=[422])
-    detail: str = Field(examples=["num_patients is 0: Input should be greater than or equal to 1"])
+    detail: str = Field(examples=["num_patients is 0: it must be greater than or equal to 1"])
     errors: list[Fault] = []
 
 
@@ -205,12 +206,16 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {
         status: {"description": described[status], "content": content}
-        for status in sorted({400, 401, 403, 413, 422, 429, *statuses})
+        for status in sorted({400, 401, 403, 413, 415, 422, 429, *statuses})
     }
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of the app a problem."""
+def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
+    """Make every error of the app a problem.
+
+    Args:
+        routers: those that it includes.
+    """
 
     @app.exception_handler(ProblemError)
     def _problem(_request: Request, error: ProblemError) -> JSONResponse:
@@ -244,8 +249,12 @@ def install(app: FastAPI) -> None:
         )
 
     @app.exception_handler(RequestValidationError)
-    def _validation(_request: Request, error: RequestValidationError) -> JSONResponse:
-        faults = [_fault(fault) for fault in error.errors()]
+    def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
+        if isinstance(error.body, bytes) and error.body:  # it was not looked into
+            kind = request.headers.get("content-type", "of no type")
+            detail = f"the body is {kind[:100]}; send application/json"
+            return problem_response(ProblemError(415, "unsupported-media-type", detail))
+        faults = read_faults(error.errors(), error.body)
         detail = "; ".join(text for _, text in faults[:5])
         return problem_response(ProblemError(422, "invalid", detail, errors=faults[:100]))
 
@@ -256,8 +265,10 @@ def install(app: FastAPI) -> None:
         )
 
     @app.exception_handler(HTTPException)
-    def _http(_request: Request, error: HTTPException) -> JSONResponse:
-        kinds = {404: "not-found", 405: "method-not-allowed", 400: "bad-request", 413: "too-large"}
+    def _http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 405:
+            return problem_response(_not_allowed(request, routers))
+        kinds = {404: "not-found", 400: "bad-request", 413: "too-large"}
         kind = kinds.get(error.status_code, "http")
         detail = "there is nothing at this address" if error.status_code == 404 else str(error.detail)
         return problem_response(ProblemError(error.status_code, kind, detail, headers=error.headers))
@@ -285,16 +296,16 @@ def install(app: FastAPI) -> None:
         )
 
 
-def _fault(fault: Mapping[str, Any]) -> tuple[str, str]:
-    """A pydantic error as (field, sentence): the field, the value, the bound."""
-    place = [str(part) for part in fault["loc"] if part not in {"body", "query", "path", "header"}]
-    name = ".".join(place) or "body"
-    if fault["type"] in {"missing", "json_invalid"}:
-        return name if fault["type"] == "missing" else "body", f"{name}: {fault['msg']}"
-    shown = repr(fault.get("input"))
-    if len(shown) > MAX_SHOWN:
-        shown = shown[:MAX_SHOWN] + "..."
-    return name, f"{name} is {shown}: {fault['msg']}"
+def _not_allowed(request: Request, routers: Sequence[APIRouter]) -> ProblemError:
+    """What an address takes, from all routes that it has."""
+    allowed = set()
+    for router in routers:
+        for route in router.routes:
+            if isinstance(route, APIRoute) and route.path_regex.match(request.url.path):
+                allowed |= route.methods
+    names = ", ".join(sorted(allowed))
+    detail = f"this address takes {names}, not {request.method[:20]}"
+    return ProblemError(405, "method-not-allowed", detail, headers={"Allow": names})
 
 
 def _printable(text: str) -> str:

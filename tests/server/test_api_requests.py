@@ -70,6 +70,76 @@ def test_a_field_that_cannot_be_is_named(api, scenario) -> None:
         assert field in named | {name.partition(".")[0] for name in named}, change
 
 
+DIGEST = "sha256:" + "0" * 64
+SENTENCES = [
+    ({"release": DIGEST}, [("num_patients", "num_patients is missing")]),
+    (
+        {"release": DIGEST, "num_patients": 0},
+        [("num_patients", "num_patients is 0: it must be greater than or equal to 1")],
+    ),
+    (
+        {"release": DIGEST, "num_patients": 5, "conditions": 5},
+        [("conditions", "conditions is 5: it must be a valid string or a valid list")],
+    ),
+    (
+        {"release": DIGEST, "num_patients": 5, "conditions": ["age > 1", 5]},
+        [("conditions.1", "conditions.1 is 5: it must be a valid string or an object")],
+    ),
+    (
+        {"release": DIGEST, "num_patients": 5, "formats": []},
+        [("formats", "formats is []: it must have at least 1 item")],
+    ),
+    (
+        {"release": DIGEST, "num_patients": 5, "colums": ["age"]},
+        [
+            (
+                "colums",
+                "colums is ['age']: there is no field of this name here; /docs has those that there are",
+            )
+        ],
+    ),
+    (b"[1]", [("body", "body is [1]: it must be an object")]),
+    (b"", [("body", "the body is missing")]),
+    (b'{"release": "x",}', [("body", "the body is not JSON: Illegal trailing comma")]),
+]
+
+
+@pytest.mark.parametrize(("content", "faults"), SENTENCES)
+def test_what_is_wrong_is_said_as_one_says_it(api, content, faults) -> None:
+    data = content if isinstance(content, bytes) else json.dumps(content).encode()
+    answer = api.post("researcher", "/v1/cohorts", content=data, headers={"Content-Type": "application/json"})
+    problem = _problem(answer, 422)
+    assert [fault["field"] for fault in problem["errors"]] == [field for field, _ in faults]
+    for fault, (_, said) in zip(problem["errors"], faults, strict=True):
+        if "not JSON" in said:  # what follows is Python's own
+            assert fault["detail"].startswith(said.partition(": ")[0])
+            assert "at character" in fault["detail"]
+        else:
+            assert fault["detail"] == said
+    assert problem["detail"] == "; ".join(fault["detail"] for fault in problem["errors"])
+
+
+def test_a_body_of_another_kind_is_named(api) -> None:
+    answer = api.post(
+        "researcher",
+        "/v1/cohorts",
+        content=b"a=b",
+        headers={"Content-Type": "application/x-www-form-urlencoded"},
+    )
+    assert "x-www-form-urlencoded; send application/json" in _problem(answer, 415)["detail"]
+
+
+def test_an_address_says_all_that_it_takes(api) -> None:
+    for path, methods in (
+        ("/v1/cohorts", "GET, POST"),
+        ("/v1/cohorts/x", "DELETE, GET"),
+        ("/v1/health", "GET"),
+    ):
+        answer = api.call("researcher", "PATCH", path)
+        assert answer.headers["allow"] == methods
+        assert _problem(answer, 405)["detail"] == f"this address takes {methods}, not PATCH"
+
+
 def test_a_body_that_is_no_request_is_a_problem_and_never_a_crash(api) -> None:
     broken = [
         b"",
