@@ -19,7 +19,8 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 CohortId = Annotated[str, typer.Argument(help="The cohort's identifier, cohort-...")]
-Release = Annotated[str, typer.Option(help="The release's digest; see `fedtwin cohort releases`.")]
+WHICH = "Digest of a release, or the name of a study: its newest. Not needed where there is one study only."
+Release = Annotated[str, typer.Option(help=WHICH)]
 Where = Annotated[str, typer.Option(help="A condition, such as: age >= 70 and sex == 'female'")]
 Columns = Annotated[str, typer.Option(help="Only these columns, with commas between: age,sex")]
 To = Annotated[Path, typer.Option(help="Folder to download into; each cohort gets its own in it.")]
@@ -44,25 +45,27 @@ def releases(
 def release(
     url: Url,
     key: Key,
-    digest: Annotated[str, typer.Argument(help="The release's digest, sha256:...")],
+    release: Annotated[str, typer.Argument(help=WHICH)] = "",
     ca: Ca = None,
 ) -> None:
     """Show a release: its data dictionary, what it cost, and what it is not for."""
-    typer.echo(repr(_hub(url, key, ca).release(digest)))
+    hub = _hub(url, key, ca)
+    typer.echo(repr(hub.release(_chosen(hub, release))))
 
 
 @app.command()
 def preview(
     url: Url,
     key: Key,
-    release: Release,
+    release: Release = "",
     where: Where = "",
     columns: Columns = "",
     seed: Annotated[int, typer.Option(help="Another seed, other patients.")] = 0,
     ca: Ca = None,
 ) -> None:
     """Show twenty synthetic patients at once, and how many of the release's satisfy the condition."""
-    shown = _hub(url, key, ca).preview(release, where=where, columns=_names(columns), seed=seed)
+    hub = _hub(url, key, ca)
+    shown = hub.preview(_chosen(hub, release), where=where, columns=_names(columns), seed=seed)
     typer.echo(shown.to_string(index=False, na_rep=""))
     about = "" if shown.attrs["share_is_exact"] else "about "
     typer.echo(f"\nOf the release's patients {about}{shown.attrs['share_of_release']:.2%} are like that.")
@@ -72,8 +75,8 @@ def preview(
 def request(
     url: Url,
     key: Key,
-    release: Release,
     num_patients: Annotated[int, typer.Option("-n", "--num-patients", help="How many synthetic patients.")],
+    release: Release = "",
     where: Where = "",
     seed: Annotated[int | None, typer.Option(help="The same seed and release give the same bytes.")] = None,
     formats: Annotated[
@@ -100,9 +103,10 @@ def request(
         "columns": _names(columns),
         "formats": tuple(formats or ("csv", "parquet")),
     }
-    unfinished = UnfinishedRequest(to, {"url": url, "release": release, **wanted})
     hub = _hub(url, key, ca)
-    made, goes_on = unfinished.ask(lambda name: hub.request(release, **wanted, name=name))  # type: ignore[arg-type]
+    digest = _chosen(hub, release)
+    unfinished = UnfinishedRequest(to, {"url": url, "release": digest, **wanted})
+    made, goes_on = unfinished.ask(lambda name: hub.request(digest, **wanted, name=name))  # type: ignore[arg-type]
     if goes_on:
         typer.echo(f"This was asked for before: going on with cohort {made.id}.")
     else:
@@ -166,14 +170,23 @@ def delete(
 def verify(
     folder: Annotated[Path, typer.Argument(help="A cohort's folder, with its certificate.json.")],
     key: Annotated[
-        str, typer.Option(help="The coordinator's ledger key, name+hash+base64; from federation.json.")
-    ],
+        str,
+        typer.Option(
+            envvar="FEDTWIN_LEDGER_KEY",
+            help="The coordinator's ledger key, name+hash+base64; from its operator, or from federation.json.",
+        ),
+    ] = "",
 ) -> None:
     """Check a cohort offline: its files, its certificate, and that the ledger has it. Needs no server."""
     from privacy.merkle import LedgerVerificationError
     from privacy.signing import SignatureError
     from server.researcher import UnreadableCohortError, verify_folder
 
+    if not key:
+        raise say_problem(
+            "there is no ledger key to check it with; the coordinator's operator tells it (name+hash+base64): give it "
+            "with --key, or set FEDTWIN_LEDGER_KEY. Never take it from whoever gave you the cohort"
+        )
     try:
         typer.echo(repr(verify_folder(folder, key)))
     except UnreadableCohortError as error:
@@ -188,6 +201,29 @@ def _hub(url: str, key: str, ca: Path | None) -> Coordinator:
     from server.researcher import Coordinator
 
     return Coordinator(url, key=key, ca=ca)
+
+
+def _chosen(hub: Coordinator, named: str) -> str:
+    """The digest of the release that is meant.
+
+    Raises:
+        CoordinatorError: there is none, or it could be one of several studies'.
+    """
+    from server.coordinator_error import CoordinatorError
+
+    if named.startswith("sha256:"):
+        return named
+    found = hub.releases(study=named or None)
+    if len({one.study for one in found}) == 1:
+        typer.echo(
+            f"Release {found[0].digest}: {found[0].title}, made {found[0].created_at:%Y-%m-%d}.", err=True
+        )
+        return found[0].digest
+    known = ", ".join(dict.fromkeys(one.study for one in (found or hub.releases()))) or "none yet"
+    wrong = (
+        f"there is no published release of a study {named!r}" if named else "name the release that you mean"
+    )
+    raise CoordinatorError(f"{wrong}; --release takes a digest or a study's name. Studies with one: {known}")
 
 
 def _names(columns: str) -> tuple[str, ...]:

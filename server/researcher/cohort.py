@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -172,23 +173,28 @@ class Cohort:
         self._folder = target
         return target
 
-    def verify(self, ledger_key: str, folder: Path | str | None = None) -> CheckedCohort:
+    def verify(self, ledger_key: str | None = None, folder: Path | str | None = None) -> CheckedCohort:
         """Check what was downloaded, offline: files, certificate, ledger entry, and the key's signature.
 
         Args:
-            ledger_key: the coordinator's, from its operator; see `verify_folder`.
+            ledger_key: the coordinator's, from its operator; FEDTWIN_LEDGER_KEY where absent. See `verify_folder`.
             folder: where the files lie; where `download` put them last.
 
         Raises:
             LedgerVerificationError: says what does not hold.
-            CoordinatorError: nothing was downloaded yet.
+            CoordinatorError: nothing was downloaded yet, or there is no key.
         """
+        key = ledger_key or os.environ.get("FEDTWIN_LEDGER_KEY")
+        if not key:
+            raise CoordinatorError(
+                "there is no ledger key; give verify() the one that the operator told you, or set FEDTWIN_LEDGER_KEY"
+            )
         where = self._folder if folder is None else Path(folder)
         if where is None:
             raise CoordinatorError(
                 f"cohort {self.id} was not downloaded from here yet; call download() first, or name the folder"
             )
-        checked = verify_folder(where, ledger_key)
+        checked = verify_folder(where, key)
         if checked.statement["cohort"] != self.id:
             raise CoordinatorError(f"{where} holds cohort {checked.statement['cohort']}, not {self.id}")
         return checked

@@ -22,11 +22,11 @@ import uvicorn
 from typer.testing import CliRunner
 
 from privacy.merkle import LedgerVerificationError
-from server import cohorts, jobs
+from server import cohorts, jobs, releases
 from server.api.app import create_app
 from server.cli.cohort import app
 from server.keys import create_key
-from server.researcher import Coordinator, CoordinatorError, UnreadableCohortError, verify_folder
+from server.researcher import Coordinator, CoordinatorError, Pictures, UnreadableCohortError, verify_folder
 from server.researcher.progress import bar_html
 from server.researcher.rendering import Listing
 from server.store import Store
@@ -127,9 +127,9 @@ class Served:
             "COLUMNS": "200",
         }
 
-    def fedtwin(self, *arguments: str, status: int = 0, cwd: Path) -> str:
+    def fedtwin(self, *arguments: str, status: int = 0, cwd: Path, typed: str = "") -> str:
         with contextlib.chdir(cwd):
-            ended = CliRunner().invoke(app, arguments, env=self.environment())
+            ended = CliRunner().invoke(app, arguments, env=self.environment(), input=typed)
         assert ended.exit_code == status, ended.output
         return ended.output
 
@@ -280,6 +280,30 @@ def test_a_cohort_can_be_cancelled_and_says_so(served: Served) -> None:
         cohort.table()
 
 
+def test_what_is_no_longer_needed_is_deleted_and_its_certificate_stays(hub, served: Served, tmp_path) -> None:
+    cohort = hub.request(served.release, 30, seed=4)
+    patients = cohort.table()
+    cohort.delete()
+    assert cohort.last_status.state == "deleted"
+    assert "deleted" in repr(cohort)
+    assert cohort.certificate()["statement"]["cohort"] == cohort.id
+    with pytest.raises(CoordinatorError, match=r"is deleted: its files were removed.* seed 4"):
+        cohort.download(tmp_path)
+    with pytest.raises(CoordinatorError, match="is deleted; only a queued or running one"):
+        cohort.cancel()
+    assert hub.request(served.release, 30, seed=4).table().equals(patients)
+    with pytest.raises(CoordinatorError, match="FEDTWIN_LEDGER_KEY"):
+        cohort.verify()
+
+
+def test_pictures_of_a_release_are_shown_by_a_notebook(hub, served: Served) -> None:
+    with pytest.raises(CoordinatorError, match="no picture of release"):
+        hub.pictures(served.release)
+    shown = Pictures(png=b"\x89PNG")
+    assert shown._repr_png_() == b"\x89PNG"
+    assert "4 bytes of PNG" in repr(shown)
+
+
 def test_a_request_whose_answer_is_lost_makes_one_cohort(behind) -> None:
     cutter, hub = behind
     lost = iter([0, 0])
@@ -361,7 +385,7 @@ def test_what_was_downloaded_is_checked_offline(hub, served, tmp_path: Path) -> 
         cohort.verify(key, other)
 
 
-def test_the_commands_of_a_researcher(hub, served, tmp_path: Path) -> None:
+def test_the_commands_of_a_researcher(hub, served, tmp_path: Path, monkeypatch) -> None:
     assert served.release in served.fedtwin("releases", "--search", "heart", cwd=tmp_path)
     assert "0 to 99 a" in served.fedtwin("release", served.release, cwd=tmp_path)
     shown = served.fedtwin("preview", "--release", served.release, "--where", OLDER_WOMEN, cwd=tmp_path)
@@ -377,6 +401,33 @@ def test_the_commands_of_a_researcher(hub, served, tmp_path: Path) -> None:
     told = served.fedtwin("cancel", folder.name, cwd=tmp_path, status=1)
     assert told.startswith("fedtwin: ")
     assert "completed" in told
+    assert "give it with --key" in served.fedtwin("verify", str(folder), cwd=tmp_path, status=1)
+    monkeypatch.setenv("FEDTWIN_LEDGER_KEY", served.store.key.public.text)
+    assert "Holds: cohort" in served.fedtwin("verify", str(folder), cwd=tmp_path)
+    told = served.fedtwin("delete", folder.name, cwd=tmp_path, typed="n\n", status=1)
+    assert "Remove the files of 50 patients" in told
+    assert "seed 3 gives the same" in told
+    for _ in range(2):
+        assert "its files are removed" in served.fedtwin("delete", folder.name, "--yes", cwd=tmp_path)
+    assert "deleted" in served.fedtwin("show", folder.name, cwd=tmp_path)
+    told = served.fedtwin("resume", folder.name, cwd=tmp_path, status=1)
+    assert "ask for it again with seed 3" in told
+
+
+def test_a_release_is_named_by_its_study_or_not_at_all_where_it_is_the_only_one(
+    hub, served, tmp_path
+) -> None:
+    wanted = ["request", "-n", "5", "--format", "csv", "--seed", "1"]
+    first = served.fedtwin(*wanted, cwd=tmp_path)
+    assert f"Release {served.release}: Heart disease at three hospitals" in first
+    served.fedtwin(*wanted, "--release", "heart", "--to", "other", cwd=tmp_path)
+    one, other = tmp_path.glob("cohort-*/cohort.csv"), tmp_path.glob("other/*/cohort.csv")
+    assert next(one).read_bytes() == next(other).read_bytes()
+    told = served.fedtwin(*wanted, "--release", "hart", cwd=tmp_path, status=1)
+    assert "no published release of a study 'hart'" in told
+    assert "Studies with one: heart" in told
+    releases.withdraw_release(served.store, served.release, reason="for the test")
+    assert "Studies with one: none yet" in served.fedtwin(*wanted, cwd=tmp_path, status=1)
 
 
 def test_a_command_that_was_stopped_goes_on_with_the_same_cohort(served, tmp_path: Path) -> None:
