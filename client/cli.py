@@ -40,16 +40,17 @@ def requests(home: Home) -> None:
     if not found:
         typer.echo("No study has asked yet.")
         return
+    undecided = "none yet" if _policy(site).approval == "manual" else "none needed: the policy is automatic"
     table = Table(title=f"Studies that asked site {site.name}", show_lines=True)
     for heading in ("study", "columns", "would reach epsilon", "cap", "delta", "decision"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")  # a digest or a column's name that is cut off is none
     for asked in found:
-        decision = asked.decision or "none yet"
+        decision = asked.decision or undecided
         table.add_row(
             f"{asked.study_name}\n{asked.study_digest}",
             ", ".join(asked.columns),
-            str(asked.projected_epsilon),
-            str(asked.cap_epsilon),
+            f"{float(asked.projected_epsilon):.4f}",
+            f"{float(asked.cap_epsilon):g}",
             str(asked.delta),
             f"{decision} by {asked.decided_by}" if asked.decision else decision,
         )

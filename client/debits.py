@@ -88,7 +88,8 @@ class StudyRequest:
     Attributes:
         study_name, study_digest: the study.
         columns: what it reads.
-        projected_epsilon, cap_epsilon, delta: as last quoted; decimal strings.
+        projected_epsilon: where it would bring a patient (`client.history.most_asked`); a decimal string.
+        cap_epsilon, delta: as last quoted; decimal strings.
         asked_at: when it was last quoted.
         decision: `approved`, `denied`, `withdrawn`, or None while nobody has decided.
         decided_by, reason: who decided, and why.

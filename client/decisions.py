@@ -31,9 +31,10 @@ def decide(guard: Guard, study: str, decision: Decision, *, by: str, reason: str
     asked = [one for one in known if study in (one.study_name, one.study_digest)]
     if len(asked) != 1:
         names = ", ".join(one.study_digest if asked else one.study_name for one in asked or known)
-        raise DecisionError(
-            f"{study!r} names {len(asked)} studies that asked; name one of: {names or 'none has asked yet'}"
+        found = (
+            f"{len(asked)} studies named {study!r} have asked" if asked else f"no study {study!r} has asked"
         )
+        raise DecisionError(f"{found}; name one of: {names}" if names else f"{found}, nor any other")
     if not by.strip():
         raise DecisionError("nobody is named; a decision has a person's name")
     if decision != "approved" and not reason.strip():

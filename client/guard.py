@@ -19,7 +19,7 @@ from typing import get_args
 
 from client.claims import RoundClaim
 from client.debits import Debit, Decision, Quote, RefusedError, StudyRequest
-from client.history import decision_on, find_round, past_debits, round_of, verify_spends
+from client.history import decision_on, find_round, most_asked, past_debits, round_of, verify_spends
 from client.limits import (
     Plan,
     budget_objections,
@@ -231,12 +231,11 @@ class Guard:
         found = []
         for study_digest, entry in sorted(asked.items(), key=lambda item: item[1].seq):
             decided = decision_on(entries, study_digest)
-            body = {
-                name: entry.body[name] for name in ("study_name", "projected_epsilon", "cap_epsilon", "delta")
-            }
+            body = {name: entry.body[name] for name in ("study_name", "cap_epsilon", "delta")}
             found.append(
                 StudyRequest(
                     **body,
+                    projected_epsilon=most_asked(entries, study_digest),
                     study_digest=study_digest,
                     columns=tuple(entry.body["columns"]),
                     asked_at=entry.at,

@@ -42,6 +42,20 @@ def decision_on(entries: Sequence[RecordEntry], study_digest: str) -> RecordEntr
     return next(found, None)
 
 
+def most_asked(entries: Sequence[RecordEntry], study_digest: str) -> str:
+    """What a study that asked would bring a patient to, as whoever decides on it should see it; a decimal string.
+
+    A run that has begun asks for its last rounds only, and a decision holds for whole runs: so it is the most that
+    was asked for within the cap, unless what was asked last is beyond the cap.
+    """
+    asked = [e.body for e in entries if e.kind == "asked" and e.body["study_digest"] == study_digest]
+    cap = float(asked[-1]["cap_epsilon"])
+    projected = [str(body["projected_epsilon"]) for body in asked]
+    if float(projected[-1]) > cap:
+        return projected[-1]
+    return max((one for one in projected if float(one) <= cap), key=float)
+
+
 def verify_spends(entries: Sequence[RecordEntry]) -> None:
     """Check that each round has one debit and one reply, and that no study's recorded spend is too low.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +27,7 @@ Data = Annotated[
 DataSetting = Annotated[
     list[str] | None,
     typer.Option(
-        help="NAME=VALUE of the [data] section, such as query_file=patients.sql; may be repeated; docs/site-data.md."
+        help="NAME=VALUE of the data section, such as query_file=patients.sql; may be repeated; docs/site-data.md."
     ),
 ]
 AskPassword = Annotated[
@@ -108,7 +109,7 @@ def join(
         _ask_again(open_home(home))
         return
     if not data:
-        raise say_problem("name your patients' file: --data patients.csv")
+        data, patient_id = _ask_for_data(patient_id)
     choice = _data(data, data_setting, patient_id)
     invitation = invitation or typer.prompt("The invitation, one line")
     try:
@@ -157,6 +158,20 @@ def _data(data: str, settings: list[str] | None, patient_id: str) -> DataChoice:
         return read_data_option(data, settings or [], patient_id=patient_id)
     except DataSourceError as error:
         raise say_problem(error) from None
+
+
+def _ask_for_data(patient_id: str) -> tuple[str, str]:
+    """Where the patients are, and the column that names one, from the person at the keyboard."""
+    if not sys.stdin.isatty():
+        raise say_problem("name your patients' file: --data patients.csv")
+    data = typer.prompt("Your patients: a .csv, .parquet or .npz file, or KIND:WHERE (docs/site-data.md)")
+    if not patient_id:
+        patient_id = typer.prompt(
+            "The column that names the patient; empty if every line is another patient, for which you vouch",
+            default="",
+            show_default=False,
+        )
+    return data, patient_id
 
 
 def _policy(found: Federation, epsilon: float, delta: float, minimum_patients: int, approval: Any) -> str:
@@ -213,6 +228,8 @@ def _create(
     except HomeError as error:
         raise say_problem(error) from None
     made.policy_file.write_text(policy)
+    if data.kind not in DATABASES and not Path(data.where).exists():
+        typer.echo(f"There is no {data.where} yet; fedtwin site check says when it can be read.", err=True)
     return made
 
 

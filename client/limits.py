@@ -77,7 +77,8 @@ def policy_objections(plan: Plan, policy: SitePolicy, now: datetime) -> list[Obj
     if policy.quiet_hours is not None and policy.is_quiet(now):
         quiet = policy.quiet_hours
         found.append(
-            f"nothing runs here between {quiet.start:%H:%M} and {quiet.end:%H:%M}; try again after that"
+            f"nothing runs here between {quiet.start:%H:%M} and {quiet.end:%H:%M} by this site's clock; try again "
+            "after that"
         )
     return [Objection(code="policy", reason=reason) for reason in found]
 

@@ -12,7 +12,16 @@ from privacy.cli.problem import say_problem
 if TYPE_CHECKING:
     from client.home import SiteHome
 
-Home = Annotated[Path, typer.Option("--home", help="The site's folder.")]
+Home = Annotated[
+    Path,
+    typer.Option(
+        "--home",
+        envvar="FEDTWIN_HOME",
+        default_factory=lambda: Path("site"),
+        show_default="site",
+        help="The site's folder.",
+    ),
+]
 
 
 def open_home(path: Path) -> SiteHome:

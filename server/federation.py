@@ -14,12 +14,14 @@ class SiteFailure:
     """No usable reply came from a site.
 
     Attributes:
-        code: `unavailable`, `timeout`, `error` or `garbled`.
+        code: `unavailable`, `timeout`, `error`, `garbled`, or `foreign-app`.
         reason: for people.
+        final: the site will not answer otherwise when it is asked again; nothing was spent.
     """
 
     code: str
     reason: str
+    final: bool = False
 
 
 Enough = Callable[[Mapping[str, RoundReply | SiteFailure]], bool]

@@ -38,7 +38,10 @@ _FAILURES: Mapping[int, tuple[str, str]] = {
         "the request expired, or a reply was announced and not sent",
     ),
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: ("unavailable", "the reply expired before it was fetched"),
-    APP_REFUSED_CODE: ("error", "the site's policy does not allow this coordinator's app"),
+    APP_REFUSED_CODE: (
+        "foreign-app",
+        "the site's policy does not allow this coordinator's app; its staff finds the app's digest in its notices",
+    ),
 }
 
 
@@ -163,7 +166,7 @@ def read_reply(message: Message) -> RoundReply | SiteFailure:
     """What a site answered; whatever it sent, this does not raise."""
     if message.has_error():
         code, reason = _FAILURES.get(message.error.code, ("error", "the site could not answer"))
-        return SiteFailure(code=code, reason=reason)
+        return SiteFailure(code=code, reason=reason, final=code == "foreign-app")
     try:
         record = message.content[RECORD_NAME]
         body, payload = record["body"], record["payload"]

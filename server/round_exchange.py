@@ -87,7 +87,9 @@ class RoundExchange:
             self._progress.check()
             objections |= {site: self._hear_quote(site, reply) or "" for site, reply in replies.items()}
             # After a crash of the coordinator the sites' nodes are back within a minute, not at once.
-            waiting = [site for site, reply in replies.items() if isinstance(reply, SiteFailure)]
+            waiting = [
+                site for site, reply in replies.items() if isinstance(reply, SiteFailure) and not reply.final
+            ]
             late = time.monotonic() + RETRY_PAUSE_SECONDS > deadline
             ready = len(self._roll.ready)
             if late or ready >= quorum or ready + len(waiting) < quorum:

@@ -58,7 +58,12 @@ class RoundInProgress:
     def judge(self, site: str, reply: RoundReply | SiteFailure) -> SiteOutcome:
         """What becomes of a site's answer."""
         if isinstance(reply, SiteFailure):
-            outcome = SiteOutcome(site=site, outcome="failed", code=reply.code, reason=reply.reason)
+            outcome = SiteOutcome(
+                site=site,
+                outcome="refused" if reply.final else "failed",
+                code=reply.code,
+                reason=reply.reason,
+            )
         elif reply.refusal is not None:
             refusal = reply.refusal
             outcome = SiteOutcome(site=site, outcome="refused", code=refusal.code, reason=refusal.reason)

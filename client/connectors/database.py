@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from client.connectors.errors import DataSourceError
+
+# SQLAlchemy logs an exception of its own when a cursor breaks, with all that the driver said: values among it.
+logging.getLogger("sqlalchemy").setLevel(logging.CRITICAL)
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 # SQLSTATE classes whose text speaks of servers, logins, tables and syntax; other classes may quote values.
@@ -114,7 +118,7 @@ def _set_read_only(connection: sa.Connection) -> sa.Connection:
 
 
 def _what_is_wrong(error: exc.SQLAlchemyError, secrets: list[str]) -> str:
-    original = getattr(error, "orig", None)
+    original = _telling(getattr(error, "orig", None))
     kind = type(original or error).__name__
     text, state = _original_text(original)
     spoken = (
@@ -124,6 +128,16 @@ def _what_is_wrong(error: exc.SQLAlchemyError, secrets: list[str]) -> str:
         text = text.replace(secret, "***")
     detail = f": {text}" if spoken and text else ""
     return f"the database did not answer as asked ({' '.join(filter(None, (kind, state)))}){detail}"
+
+
+def _telling(original: BaseException | None) -> BaseException | None:
+    """What the server said, where the driver then fell over closing the connection (pg8000: "network error")."""
+    found = original
+    while found is not None:
+        if found.args and isinstance(found.args[0], dict):
+            return found
+        found = found.__context__
+    return original
 
 
 def _original_text(original: BaseException | None) -> tuple[str, str]:

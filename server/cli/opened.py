@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from server.home import CoordinatorHome
     from server.store import Store
 
-Home = Annotated[Path, typer.Option("--home", help="The coordinator's folder.")]
+Home = Annotated[
+    Path,
+    typer.Option(
+        "--home",
+        envvar="FEDTWIN_HOME",
+        default_factory=lambda: Path("coordinator"),
+        show_default="coordinator",
+        help="The coordinator's folder.",
+    ),
+]
 
 
 def open_home(path: Path) -> CoordinatorHome:

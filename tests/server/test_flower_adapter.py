@@ -168,7 +168,7 @@ def test_a_late_reply_is_asked_for_until_it_comes() -> None:
         (ErrorCode.NODE_UNAVAILABLE, "unavailable", "SuperNode"),
         (ErrorCode.CLIENT_APP_CRASHED, "unavailable", "worker"),
         (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "error", "could not answer"),
-        (APP_REFUSED_CODE, "error", "policy does not allow"),
+        (APP_REFUSED_CODE, "foreign-app", "policy does not allow"),
         (77, "error", "could not answer"),
     ],
 )
