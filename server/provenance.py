@@ -93,8 +93,8 @@ def make_statement(
             "cost_of_this_cohort": "none: drawing from a release is post-processing",
         },
         "algorithm": {
-            "name": "measure, warm-start, refine",
-            "says": "noisy moments from each site, a mixture fitted to them, then an anchored GAN in rounds",
+            "name": "measure, warm-start, refine" if _refined(release, study) else "measure, warm-start",
+            "says": _algorithm(release, study),
             "measure_noise_multiplier": _text(study.measure.noise_multiplier),
             "refine_rounds": study.refine.rounds,
             "refine_noise_multiplier": _text(study.refine.noise_multiplier) if study.refine.rounds else None,
@@ -128,6 +128,24 @@ def make_certificate(
 def certificate_bytes(certificate: Mapping[str, Any]) -> bytes:
     """The certificate as the file that is handed out."""
     return (json.dumps(certificate, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _refined(release: Release, study: Study) -> int:
+    """In how many rounds of refinement the release's generator came to be."""
+    return [study.phase_of(number) for number in range(1, release.round + 1)].count("refine")
+
+
+def _algorithm(release: Release, study: Study) -> str:
+    """What the release's generator came from, in words."""
+    parts = ["noisy moments from each site", "a mixture fitted to them"]
+    if study.image is not None:
+        parts.append("a generator of pictures fitted to the same")
+    refined = _refined(release, study)
+    if refined:
+        parts.append(f"{refined} of {study.refine.rounds} rounds of an anchored GAN")
+    elif study.refine.rounds:
+        parts.append("the rounds of an anchored GAN that followed are not in it: the noisy moments preferred it")
+    return "; ".join(parts)
 
 
 def _text(number: float | None) -> str | None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from models.study import Study
 from privacy.signing import SigningKey
-from server import cohorts, jobs
+from server import cohorts, jobs, releases, round_records
 from server.cli.cohort import app
 from server.cohorts import CohortRequest
 from server.provenance_page import certificate_page
@@ -144,7 +144,10 @@ def test_the_statement_says_what_was_asked_what_was_achieved_and_what_was_not_te
         one["site"]: (one["epsilon"], one["delta"]) for one in statement["privacy"]["sites"]
     } == dict.fromkeys(("north", "south", "west"), ("1.875", "1e-05"))
     assert {(one["in_measurement"], one["refine_rounds"]) for one in statement["privacy"]["sites"]} == {(True, 2)}
-    assert statement["algorithm"]["measure_noise_multiplier"] == "2.5"
+    algorithm = statement["algorithm"]
+    assert algorithm["measure_noise_multiplier"] == "2.5"
+    assert algorithm["name"] == "measure, warm-start, refine"
+    assert algorithm["says"].endswith("; 2 of 2 rounds of an anchored GAN")
     assert statement["seed"] == 1
     assert {"python", "fedtwin", "torch"} <= set(statement["software"])
     assert len(statement["known_limits"]) >= 4
@@ -153,6 +156,23 @@ def test_the_statement_says_what_was_asked_what_was_achieved_and_what_was_not_te
     assert set(told["fhir"]["columns_left_out"]) == {"ill"}
     assert "' in front" in told["csv"]["note"]
     assert set(ledger) == {"index", "entry", "inclusion_proof", "checkpoint"}
+
+
+def test_a_release_from_before_the_refinement_is_not_said_to_be_refined(scenario, store) -> None:
+    scenario.register()
+    scenario.enrol()
+    run = scenario.start()
+    for round in range(1, scenario.study.num_rounds + 1):
+        scenario.record(run, round)
+    candidate = round_records.complete_run(store, run, release_round=1)
+    release = releases.publish_release(store, candidate.digest).digest
+    made = cohorts.create_cohort(store, CohortRequest(release=release, num_patients=5), owner="rita")
+    assert jobs.make_next(store)
+    certificate = cohorts.get_cohort(store, made.id).certificate
+    assert certificate is not None
+    algorithm = certificate["statement"]["algorithm"]
+    assert algorithm["name"] == "measure, warm-start"
+    assert "are not in it: the noisy moments preferred it" in algorithm["says"]
 
 
 def test_the_page_for_people_says_the_same_without_script_or_network(folder: Path) -> None:
