@@ -71,7 +71,7 @@ def _add_access(document: dict[str, Any], routers: Sequence[APIRouter]) -> None:
             if not isinstance(route, APIRoute):
                 continue
             roles = roles_of(route)
-            for method in route.methods:
+            for method in sorted(route.methods or ()):
                 operation = document["paths"][route.path_format][method.lower()]
                 answers = operation["responses"]
                 if roles:

@@ -298,11 +298,11 @@ def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
 
 def _not_allowed(request: Request, routers: Sequence[APIRouter]) -> ProblemError:
     """What an address takes, from all routes that it has."""
-    allowed = set()
+    allowed: set[str] = set()
     for router in routers:
         for route in router.routes:
             if isinstance(route, APIRoute) and route.path_regex.match(request.url.path):
-                allowed |= route.methods
+                allowed |= route.methods or set()
     names = ", ".join(sorted(allowed))
     detail = f"this address takes {names}, not {request.method[:20]}"
     return ProblemError(405, "method-not-allowed", detail, headers={"Allow": names})

@@ -186,6 +186,7 @@ def dicom_bytes(picture: np.ndarray, context: ExportContext, *, number: int, row
     meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
     meta.TransferSyntaxUID = _EXPLICIT_LITTLE_ENDIAN
     meta.ImplementationClassUID = _IMPLEMENTATION
+    meta.ImplementationVersionName = "FEDTWIN"  # not the library's, whose next version would change the bytes
     data.file_meta = meta
     target = io.BytesIO()
     data.save_as(target, enforce_file_format=True)

@@ -69,6 +69,14 @@ def test_deleting_what_is_not_finished_cancels_it_and_what_came_to_nothing_stays
     assert (told["state"], told["reason"], told["deleted_at"]) == ("failed", "for the test", None)
 
 
+def test_what_has_expired_stays_expired(api, store, release: str, clock) -> None:
+    done = _made(api, store, release)
+    clock.move(days=31)
+    told = api.call("researcher", "DELETE", f"/v1/cohorts/{done['id']}").json()
+    assert (told["state"], told["deleted_at"]) == ("expired", None)
+    assert jobs.clear_folders(store) == 1
+
+
 def test_cancelling_never_deletes(api, store, release: str) -> None:
     done = _made(api, store, release)
     refused = api.post("researcher", f"/v1/cohorts/{done['id']}/cancel")

@@ -171,6 +171,7 @@ def test_nothing_that_another_researcher_made_is_visible(api, cohort: dict, stor
     for method, end in (
         ("GET", ""),
         ("DELETE", ""),
+        ("POST", "/cancel"),
         ("GET", "/files/cohort.csv"),
         ("HEAD", "/files/cohort.csv"),
         ("GET", "/files/certificate.json"),

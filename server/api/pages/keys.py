@@ -84,15 +84,14 @@ def _see_key(request: Request, store: Store, session: Session, form: Form) -> No
         InvalidError: the form holds another, or none.
         ProblemError: 429, too many wrong ones.
     """
-    address = request.client.host if request.client else "?"
     wrong: WrongAnswers = request.app.state.wrong_answers
-    wrong.check(address)
+    wrong.check(session.key.prefix)
     try:
         if check_key(store, form.one("key")).prefix == session.key.prefix:
             return
     except KeyRefusedError:
         pass
-    wrong.count(address)
+    wrong.count(session.key.prefix)
     raise InvalidError("key", f"That is not the key ftw_{session.key.prefix}_… that you are signed in with.")
 
 
