@@ -130,7 +130,7 @@ def spent(home: Home) -> None:
         guard.verify()
     table = Table(title=f"What site {site.name} has spent, per patient; nothing is ever refunded")
     for heading in ("time (UTC)", "study", "run", "round", "mechanism", "epsilon so far"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for entry in guard.history():
         if entry.kind == "debit":
             body = entry.body

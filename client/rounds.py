@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import torch
@@ -162,6 +163,7 @@ class SiteRounds:
             raise RefusedError(
                 "request", f"round {request.round} of study {study.name!r} is no {request.kind} round"
             )
+        mechanism = self._mechanism(request)
         events = [MechanismEvent.from_dict(study.mechanism(request.kind))]
         debit = guard.debit(
             run=request.run,
@@ -177,10 +179,9 @@ class SiteRounds:
         )
         if debit.reply_digest is not None:
             return self._state.reply(request.run, request.round, debit.reply_digest)
-        mechanism = self._measure if request.kind == "measure" else self._refine
         started = time.monotonic()
         try:
-            arrays = mechanism(request, table)
+            arrays = mechanism(table)
             self._interruption.check()
         except RoundInterruptedError:
             guard.give_up(debit)
@@ -219,8 +220,23 @@ class SiteRounds:
             },
         )
 
-    def _measure(self, request: RoundRequest, table: EncodedTable) -> dict[str, Tensor]:
-        measurement = Measurement.of(request.study)
+    def _mechanism(self, request: RoundRequest) -> Callable[[EncodedTable], dict[str, Tensor]]:
+        """What the round computes from patients.
+
+        Raises:
+            RefusedError: the request cannot be computed; nothing was debited for it.
+        """
+        if request.kind == "refine":
+            return partial(self._refine, request)
+        try:
+            measurement = Measurement.of(request.study, request.arrays)
+        except ValueError as error:
+            raise RefusedError("request", str(error)) from error
+        return partial(self._measure, request, measurement)
+
+    def _measure(
+        self, request: RoundRequest, measurement: Measurement, table: EncodedTable
+    ) -> dict[str, Tensor]:
         multiplier = request.study.measure.noise_multiplier
         assert multiplier is not None  # is_calibrated was checked
         noisy = release_sum(

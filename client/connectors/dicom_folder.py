@@ -20,6 +20,9 @@ from client.connectors.settings import DicomSource
 _ATTRIBUTES = ("PatientSex", "PatientAge", "Modality", "ViewPosition")
 
 
+_NAMED_DICOM = (".dcm", ".dicom")
+
+
 class _FileFaultError(ValueError):
     """Why one file cannot be used."""
 
@@ -31,17 +34,25 @@ def read_dicom_folder(data: DicomSource, shape: ImageShape) -> ImageRecords:
         (0028,0301), is refused.
 
     Raises:
-        DataSourceError: no folder, no DICOM file, pydicom is missing; or lists the files at fault.
+        DataSourceError: no folder, no DICOM file, pydicom is missing; or lists the files at fault. Files of
+            other kinds are left alone.
     """
     pydicom = _pydicom()
     folder = existing_folder(data.path)
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and _is_dicom(file))
-    if not files:
+    found = {file: _is_dicom(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+    files = [file for file, is_dicom in found.items() if is_dicom]
+    # A study's image that broke on its way must not be missing without a word.
+    faults = [
+        f"{file.relative_to(folder)}: is named like a DICOM file and is none (no DICM at byte 128); export it again, "
+        "or take it away"
+        for file, is_dicom in found.items()
+        if not is_dicom and file.suffix.lower() in _NAMED_DICOM
+    ]
+    if not files and not faults:
         raise DataSourceError(f"{folder} has no DICOM file")
     manifest = (
         read_manifest(data.manifest, "sop_instance_uid", ("label",)) if data.manifest is not None else None
     )
-    faults: list[str] = []
     images, rows = [], []
     for file in files:
         try:

@@ -235,6 +235,19 @@ def test_a_dicom_file_that_cannot_be_used_is_named_with_the_reason(tmp_path, fie
         read_dicom(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"", bytes(500), b"\x89PNG"], ids=["empty", "zeros", "png"])
+def test_a_file_that_is_named_like_dicom_and_is_none_is_not_left_out_without_a_word(tmp_path, content):
+    dicom(tmp_path / "a", DEEP)
+    (tmp_path / "broken.DCM").write_bytes(content)
+    with pytest.raises(
+        DataSourceError, match=r"1 files at fault:\n  broken\.DCM: is named like a DICOM file"
+    ):
+        read_dicom(tmp_path)
+    (tmp_path / "a").unlink()
+    with pytest.raises(DataSourceError, match="1 files at fault"):
+        read_dicom(tmp_path)
+
+
 def test_a_manifest_labels_dicom_files_by_their_uid(tmp_path):
     pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
     uid = pydicom.dcmread(dicom(tmp_path / "d" / "a", DEEP)).SOPInstanceUID
