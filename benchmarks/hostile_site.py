@@ -72,10 +72,12 @@ class HostileSite(SiteRounds):
         self._first = self._first or reply
         return self._first
 
-    def _measure(self, request: RoundRequest, table: EncodedTable) -> dict[str, Tensor]:
+    def _measure(
+        self, request: RoundRequest, measurement: Measurement, table: EncodedTable
+    ) -> dict[str, Tensor]:
         if self._attack != CLAIM:
-            return super()._measure(request, table)
-        measurement, multiplier = Measurement.of(request.study), request.study.measure.noise_multiplier
+            return super()._measure(request, measurement, table)
+        multiplier = request.study.measure.noise_multiplier
         assert multiplier is not None
         claimed = 1e6 * measurement.sum(table)
         return {
