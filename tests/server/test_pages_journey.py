@@ -60,6 +60,7 @@ class Site:
     release: Any
     browser: Any
     faults: list[str]
+    key: str = ""  # of the person who signed in last
 
     @contextmanager
     def person(
@@ -82,10 +83,10 @@ class Site:
             lambda said: self.faults.append(said.text) if said.type in {"error", "warning"} else None,
         )
         page.on("pageerror", lambda error: self.faults.append(str(error)))
-        key = create_key(self.scenario.store, role=role, owner=f"{role} {size} {scheme}").text
+        self.key = create_key(self.scenario.store, role=role, owner=f"{role} {size} {scheme}").text
         page.goto("/")
         assert page.url.startswith(f"{self.url}/sign-in")
-        page.get_by_label("API key").fill(key)
+        page.get_by_label("API key").fill(self.key)
         page.get_by_label("API key").press("Enter")
         page.wait_for_url(f"{self.url}/")
         yield page
@@ -158,6 +159,10 @@ def test_a_researcher_gets_from_a_wish_to_a_file(site: Site, tmp_path: Path) -> 
         lines = file.read_text().splitlines()
         assert len(lines) == 3001
         assert min(int(line.split(",")[lines[0].split(",").index("age")]) for line in lines[1:]) >= 60
+        page.get_by_text("Delete the files…").click()
+        page.get_by_role("button", name="Delete the files").click()
+        page.wait_for_selector("text=The files were deleted on")
+        assert page.get_by_role("link", name="cohort.csv").count() == 0
         page.get_by_role("button", name="Sign out").click()
         page.wait_for_url(f"{site.url}/sign-in")
         page.goto("/cohorts")
@@ -184,6 +189,27 @@ def test_an_operator_sees_a_round_come_and_stops_the_run(site: Site) -> None:
         assert runs.stop_requested(scenario.store, run)
         runs.finish_run(scenario.store, run, "stopped")
         page.wait_for_selector("text=Resume…")
+
+
+@pytest.mark.parametrize("own_home", [ports()], indirect=True)
+def test_a_key_is_made_shown_once_and_rotated_without_signing_in_again(site: Site) -> None:
+    with site.person("operator") as page:
+        page.get_by_role("link", name="Keys").click()
+        page.get_by_label("Whom it is for").fill("Rita")
+        page.get_by_label("Your present key").last.fill(site.key)
+        page.get_by_role("button", name="Make the key").click()
+        page.wait_for_selector("text=New key for Rita")
+        made = page.locator("code.invitation").inner_text()
+        page.goto("/keys")
+        assert made not in page.content()
+        page.get_by_text("Rotate…").click()
+        page.get_by_label("Your present key").first.fill(site.key)
+        page.get_by_role("button", name="Get a new key").click()
+        page.wait_for_selector("text=You are signed in with it now")
+        own = page.locator("code.invitation").inner_text()
+        assert len({made, own, site.key}) == 3
+        page.get_by_role("link", name="Keys").click()
+        assert f"ftw_{own.split('_')[1]}_…" in page.locator("dd").first.inner_text()
 
 
 @pytest.mark.parametrize("own_home", [ports()], indirect=True)
