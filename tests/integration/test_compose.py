@@ -126,6 +126,17 @@ def test_one_port_is_open_and_the_database_and_the_coordinator_have_no_way_out()
     assert not any("ports" in one for one in read("site.yaml")["services"].values())
 
 
+def test_the_proxy_passes_on_the_port_that_a_browser_used_and_not_whom_it_claims_to_be() -> None:
+    sent = dict(re.findall(r"proxy_set_header (\S+) (\S+);", (COMPOSE / "nginx.conf").read_text()))
+    assert sent["Host"] == "$http_host"  # a form's Origin has the port, and the pages compare the two
+    assert sent["X-Forwarded-For"] == "$remote_addr"
+
+
+def test_the_database_is_well_only_once_it_answers_as_the_coordinator_asks_it() -> None:
+    test = service("coordinator.yaml", "database")["healthcheck"]["test"]
+    assert test[test.index("--host") + 1] == "127.0.0.1"  # not on the socket, where it answers while it is made
+
+
 def test_what_nobody_can_guess_is_demanded() -> None:
     text = "".join((COMPOSE / file).read_text() for file in FILES)
     for name in NEEDED:
