@@ -92,7 +92,7 @@ def print_calibration(console: Console) -> None:
         seconds, plan = timed(
             lambda epsilon=epsilon: calibrate_phases(
                 budget=PrivacyBudget(epsilon=epsilon, delta=1e-5),
-                measure=event(1.0, 1.0, 1),
+                measure=[event(1.0, 1.0, 1)],
                 refine=refine,
                 measure_share=0.5,
             )

@@ -80,7 +80,7 @@ def make_study(data: ImageData, *, epsilon: float, delta: float, steps: int) -> 
     )
     plan = calibrate_phases(
         budget=PrivacyBudget(epsilon=epsilon, delta=delta),
-        measure=MechanismEvent.from_dict(study.mechanism("measure")),
+        measure=[MechanismEvent.from_dict(study.mechanism("measure"))],
         refine=[],
         measure_share=1.0,
     )

@@ -24,22 +24,25 @@ class Anchor:
     """Noisy frequencies.
 
     Attributes:
-        layout: which columns.
+        layout: which columns; no pair is emphasised in it.
         frequencies: the layout's counts over the patients, noisy; columns sum to 1 up to noise.
-        noise_std: standard deviation of the noise of one frequency; of a label's interaction it is this over
-            `LABEL_TRIPLE_WEIGHT`.
+        noise_std: standard deviation of the noise of one frequency where `precision` is 1; of a label's interaction
+            it is this over `LABEL_TRIPLE_WEIGHT`.
+        precision: (K, K) float64 by columns, symmetric: `noise_std` over the standard deviation of a pair's (on the
+            diagonal, a column's) noise, squared. Its mean over pairs is 1.
     """
 
     layout: MomentLayout
     frequencies: MomentCounts
     noise_std: float
+    precision: Tensor
 
     @classmethod
     def from_sum(cls, layout: MomentLayout, noisy_sum: Tensor, *, noise_std: float) -> Anchor:
         """Normalise the sites' summed vectors by the best estimate of how many patients there are.
 
         Args:
-            layout: of the vectors.
+            layout: of the vectors, whose emphasis becomes the precision of the pairs.
             noisy_sum: (size,) float64.
             noise_std: of one entry of `noisy_sum`, all sites' noise together, 0 or more.
 
@@ -55,12 +58,51 @@ class Anchor:
                 f"the moments tell of {num_patients:.0f} patients, within the noise of none "
                 f"(standard deviation of a count: {count_std:.0f}); more patients or a larger epsilon are needed"
             )
-        return cls(layout, layout.read(noisy_sum / num_patients), count_std / num_patients)
+        return cls._of(
+            MomentLayout(layout.cardinalities, layout.label),
+            layout.read(noisy_sum / num_patients),
+            count_std / num_patients,
+            layout.pair_emphasis.square(),
+        )
+
+    @classmethod
+    def _of(
+        cls, layout: MomentLayout, frequencies: MomentCounts, noise_std: float, precision: Tensor
+    ) -> Anchor:
+        """The precision brought to a mean of 1 over the pairs."""
+        columns = layout.num_columns
+        off_diagonal = float(precision.sum() - precision.diagonal().sum())
+        mean = off_diagonal / (columns * (columns - 1)) if columns > 1 else float(precision)
+        return cls(layout, frequencies, noise_std / mean**0.5, precision / mean)
+
+    def joined(self, other: Anchor) -> Anchor:
+        """What two exchanges tell together: each frequency's mean, weighted by one over the noise's variance.
+
+        Raises:
+            AnchorError: the other is of other columns.
+        """
+        if other.layout != self.layout:
+            raise AnchorError("the two exchanges measured different columns")
+        own, more = (one.precision / max(one.noise_std, 1e-12) ** 2 for one in (self, other))
+        share = own / (own + more)  # (K, K)
+        column_of = self.layout.column_of
+        singles, pairs = share.diagonal()[column_of], share[column_of][:, column_of]
+        first, second = self.frequencies, other.frequencies
+        return Anchor._of(
+            self.layout,
+            MomentCounts(
+                singles * first.one_way + (1 - singles) * second.one_way,
+                pairs * first.interactions + (1 - pairs) * second.interactions,
+                pairs * first.label_interactions + (1 - pairs) * second.label_interactions,
+            ),
+            1.0,
+            own + more,
+        )
 
     def to_tensor(self) -> Tensor:
-        """(size + 1,) float64: for the wire; `from_tensor` reads it."""
+        """(size + 1 + K^2,) float64: for the wire; `from_tensor` reads it."""
         noise = torch.tensor([self.noise_std], dtype=torch.float64)
-        return torch.cat([self.layout.write(self.frequencies), noise])
+        return torch.cat([self.layout.write(self.frequencies), noise, self.precision.flatten()])
 
     @classmethod
     def from_tensor(cls, layout: MomentLayout, values: Tensor) -> Anchor:
@@ -69,12 +111,15 @@ class Anchor:
         Raises:
             AnchorError: another size, or a value that is not finite.
         """
-        if values.shape != (layout.size + 1,) or not bool(torch.isfinite(values).all()):
-            raise AnchorError(
-                f"the anchor must hold {layout.size + 1} finite values; found {tuple(values.shape)}"
-            )
+        columns = layout.num_columns
+        size = layout.size + 1 + columns**2
+        if values.shape != (size,) or not bool(torch.isfinite(values).all()):
+            raise AnchorError(f"the anchor must hold {size} finite values; found {tuple(values.shape)}")
         values = values.double()
-        return cls(layout, layout.read(values[:-1]), float(values[-1]))
+        precision = values[layout.size + 1 :].view(columns, columns)
+        if not bool((precision > 0).all()):
+            raise AnchorError("the anchor's precision must be above 0")
+        return cls(layout, layout.read(values[: layout.size]), float(values[layout.size]), precision)
 
     @cached_property
     def _targets(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,15 +154,30 @@ class Anchor:
 
         Columns and pairs with the label weigh `label_weight`.
         """
-        off = self.residuals(generator)
-        # Each pair stands twice in a symmetric table.
-        total = off.one_way.square().sum() + off.interactions.square().sum() / 2
-        total = total + LABEL_TRIPLE_WEIGHT**2 * off.label_interactions.square().sum() / 2
+        singles, pairs, triples = self.squares(self.residuals(generator))
+        total = singles.sum() + (pairs.sum() + triples.sum()) / 2  # a pair stands twice in a symmetric table
         if label_weight != 1:
             own = self._label
-            extra = off.one_way[own].square().sum() + off.interactions[own].square().sum()
-            total = total + (label_weight - 1) * extra
+            total = total + (label_weight - 1) * (singles[own].sum() + pairs[own].sum())
         return total
+
+    def squares(self, off: MomentCounts) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared residuals in units in which every one's noise has the variance `noise_std` squared.
+
+        Returns:
+            (D,) of columns, (D, D) of pairs and (L - 1, D, D) of pairs by the label.
+        """
+        singles, pairs = self._weights
+        return (
+            off.one_way.square() * singles,
+            off.interactions.square() * pairs,
+            off.label_interactions.square() * (pairs * LABEL_TRIPLE_WEIGHT**2),
+        )
+
+    @cached_property
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        column_of, precision = self.layout.column_of, self.precision.float()
+        return precision.diagonal()[column_of], precision[column_of][:, column_of]
 
 
 def estimated_patients(layout: MomentLayout, noisy_sum: Tensor) -> float:

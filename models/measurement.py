@@ -7,7 +7,7 @@ scaled so that one patient's whole vector has the L2 norm that the study declare
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,9 @@ from models.study import Study
 from models.table import EncodedTable
 
 Progress = Callable[[float], None]
+
+EMPHASIS = "emphasis"
+"""The array that a later exchange starts from: how much each pair of columns weighs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +43,21 @@ class Measurement:
     image_scale: float = 1.0
 
     @classmethod
-    def of(cls, study: Study) -> Measurement:
-        """The measurement that a study declares."""
+    def of(cls, study: Study, base: Mapping[str, Tensor] | None = None) -> Measurement:
+        """The measurement that a study declares.
+
+        Args:
+            study: its schema and settings.
+            base: what a round starts from: nothing in the first exchange, `EMPHASIS` in a later one.
+
+        Raises:
+            ValueError: the base holds something else, or an emphasis that cannot be used.
+        """
         table = MomentLayout.of(study.table)
+        if base:
+            if set(base) != {EMPHASIS}:
+                raise ValueError(f"a measurement starts from {EMPHASIS!r} or nothing; found {sorted(base)}")
+            table = table.emphasised(base[EMPHASIS])
         if study.image is None:
             return cls(sensitivity=study.sensitivity, table=table)
         image = ImageMomentLayout.of(study.table, study.image)

@@ -10,6 +10,9 @@ pair. With C_a = I - 11'/d_a the vector holds
 where the rows h_k of a Helmert matrix span what contrasts the label's levels and v = LABEL_TRIPLE_WEIGHT. The
 last part is left out without a label, or with one of more than MAX_LABEL_LEVELS levels.
 
+A later exchange may weigh pairs unequally (`MomentLayout.emphasised`): what stands for a pair, with and without the
+label, is then multiplied by the pair's emphasis.
+
 The main effects of a pair are the columns' own counts, so measuring them again in each pair would only buy
 noise: a patient's interaction has an L2 norm of sqrt((1 - 1/d_a)(1 - 1/d_b)) instead of 1. `scale` then brings
 one patient's whole vector to the L2 norm sqrt(K(K+1)/2) that the study declares, exactly and whatever the
@@ -35,6 +38,7 @@ from models.table import EncodedTable, column_offsets
 
 LABEL_TRIPLE_WEIGHT = 0.6
 MAX_LABEL_LEVELS = 5
+EMPHASIS_RANGE = (0.05, 20.0)
 _CHUNK_CELLS = 2**19  # codes of a chunk: all that is worked on at once stays in the processor's cache
 
 
@@ -65,12 +69,19 @@ class MomentLayout:
     Attributes:
         cardinalities: levels of each column, K of them, D in all.
         label: index of the column whose triples are measured, or None.
+        emphasis: factor of each pair's entries by its two columns, symmetric, the diagonal 1; None: all are 1.
     """
 
     cardinalities: tuple[int, ...]
     label: int | None = None
+    emphasis: tuple[tuple[float, ...], ...] | None = None
 
-    def __init__(self, cardinalities: Sequence[int], label: int | None = None) -> None:
+    def __init__(
+        self,
+        cardinalities: Sequence[int],
+        label: int | None = None,
+        emphasis: tuple[tuple[float, ...], ...] | None = None,
+    ) -> None:
         if not cardinalities or min(cardinalities) < 1:
             raise ValueError(f"cardinalities are {tuple(cardinalities)}; each column needs at least 1 level")
         if label is not None and not 0 <= label < len(cardinalities):
@@ -79,6 +90,36 @@ class MomentLayout:
             label = None
         object.__setattr__(self, "cardinalities", tuple(int(d) for d in cardinalities))
         object.__setattr__(self, "label", label)
+        object.__setattr__(self, "emphasis", emphasis)
+
+    def emphasised(self, emphasis: Tensor) -> MomentLayout:
+        """The same columns with pairs that weigh unequally: the more a pair weighs, the less noise it gets.
+
+        Args:
+            emphasis: (K, K) by columns, within `EMPHASIS_RANGE`, symmetric; the diagonal is 1.
+
+        Raises:
+            ValueError: another shape, or values that are none of that.
+        """
+        columns, (least, most) = self.num_columns, EMPHASIS_RANGE
+        if emphasis.shape != (columns, columns):
+            raise ValueError(
+                f"the emphasis has shape {tuple(emphasis.shape)}; it must be ({columns}, {columns})"
+            )
+        values = emphasis.double()
+        if not bool(((values >= least) & (values <= most)).all()):
+            raise ValueError(f"an emphasis lies outside of {least} to {most}, or is not a number")
+        if not torch.equal(values, values.T) or not bool((values.diagonal() == 1).all()):
+            raise ValueError("the emphasis must be symmetric, and 1 on its diagonal")
+        rows = tuple(tuple(row) for row in values.tolist())
+        return MomentLayout(self.cardinalities, self.label, rows)
+
+    @cached_property
+    def pair_emphasis(self) -> Tensor:
+        """(K, K) float64: factor of each pair of columns, 1 on the diagonal."""
+        if self.emphasis is None:
+            return torch.ones(self.num_columns, self.num_columns, dtype=torch.float64)
+        return torch.tensor(self.emphasis, dtype=torch.float64)
 
     @classmethod
     def of(cls, schema: StudySchema) -> MomentLayout:
@@ -139,12 +180,14 @@ class MomentLayout:
     @cached_property
     def scale(self) -> float:
         """Factor between counts and the vector: `sensitivity` over a record's L2 norm before scaling."""
-        # Squared norms of centred one-hot parts; (1/2)((sum)^2 - sum of squares) adds their products over pairs.
-        parts = [1 - 1 / d for d in self.cardinalities]
-        squared = self.num_columns + pair_sum(parts)
+        # Squared norms of centred one-hot parts: of a pair their product.
+        parts = 1 - 1 / torch.tensor(self.cardinalities, dtype=torch.float64)
+        pairs = (parts[:, None] * parts * self.pair_emphasis.square()).triu(1)
+        squared = self.num_columns + float(pairs.sum())
         if self.label is not None:
-            others = [part for k, part in enumerate(parts) if k != self.label]
-            squared += LABEL_TRIPLE_WEIGHT**2 * parts[self.label] * pair_sum(others)
+            with_label = float(pairs[self.label].sum() + pairs[:, self.label].sum())
+            triples = float(parts[self.label]) * (float(pairs.sum()) - with_label)
+            squared += LABEL_TRIPLE_WEIGHT**2 * triples
         return self.sensitivity / math.sqrt(squared)
 
     def sum(self, table: EncodedTable, *, progress: Callable[[float], None] | None = None) -> Tensor:
@@ -196,13 +239,23 @@ class MomentLayout:
             total[:, start:end].diagonal()
             for total, start, end in zip(totals, self.offsets, self.offsets[1:], strict=False)
         ]
-        parts += [self._centred(totals[a], later).flatten() for a, later in self._panels(with_label=True)]
+        parts += [
+            (self._centred(totals[a], later) * self._weights(a, later)).flatten()
+            for a, later in self._panels(with_label=True)
+        ]
         for contrast in self.contrasts * LABEL_TRIPLE_WEIGHT:
             parts += [
-                self._centred(torch.tensordot(contrast, counts[a], 1), later).flatten()
+                (
+                    self._centred(torch.tensordot(contrast, counts[a], 1), later) * self._weights(a, later)
+                ).flatten()
                 for a, later in self._panels(with_label=False)
             ]
         return torch.cat(parts) * self.scale
+
+    def _weights(self, column: int, later: list[int]) -> Tensor:
+        """The emphasis of a column's pairs, for each entry in a row of its panel."""
+        sizes = torch.tensor([self.cardinalities[b] for b in later], dtype=torch.int64)
+        return self.pair_emphasis[column, later].repeat_interleave(sizes)
 
     def _centred(self, rows: Tensor, columns: list[int]) -> Tensor:
         """C_a Y_ab C_b side by side for all b of `columns`, from (d_a, D) rows of which only those are used."""
@@ -235,7 +288,7 @@ class MomentLayout:
             panel, rest = rest[: d * width].view(d, width), rest[d * width :]
             places = torch.isin(self.column_of, torch.tensor(later, dtype=torch.int64))
             rows = torch.zeros(d, self.width, dtype=torch.float64)
-            rows[:, places] = panel
+            rows[:, places] = panel / self._weights(a, later)
             found[self.offsets[a] : self.offsets[a + 1], places] = self._centred(rows, later)
         return found + found.T, rest
 
@@ -249,7 +302,7 @@ class MomentLayout:
             for a, later in self._panels(with_label=weight == 1.0):
                 places = torch.isin(self.column_of, torch.tensor(later, dtype=torch.int64))
                 rows = symmetric[self.offsets[a] : self.offsets[a + 1]]
-                parts.append(weight * rows[:, places].flatten())
+                parts.append((weight * rows[:, places] * self._weights(a, later)).flatten())
         return torch.cat(parts) * self.scale
 
     @cached_property

@@ -131,7 +131,9 @@ def _smallest_count(layout: MomentLayout, vector: Tensor) -> tuple[float, int]:
     spread = (1 - centre)[:, None]
     margins = spread * centre.square() + spread.T * centre.square()[:, None]
     pairs = found.interactions + singles[:, None] * centre + singles * centre[:, None] + num_patients * second
-    pair_variance = spread * spread.T + margins + second.square() * _total_std(layout) ** 2
+    emphasis = layout.pair_emphasis[column_of][:, column_of]
+    measured = spread * spread.T / emphasis.square()  # what the noise of an interaction leaves in a cell
+    pair_variance = measured + margins + second.square() * _total_std(layout) ** 2
     smallest = [
         found.one_way.min(),
         (pairs / pair_variance.sqrt())[first].min() if first.any() else singles.min(),
@@ -148,7 +150,7 @@ def _smallest_count(layout: MomentLayout, vector: Tensor) -> tuple[float, int]:
             contrasted.append(
                 triple + by_label[:, None] * centre + by_label * centre[:, None] + total * second
             )
-        variance = spread * spread.T / LABEL_TRIPLE_WEIGHT**2 + margins + second.square()
+        variance = measured / LABEL_TRIPLE_WEIGHT**2 + margins + second.square()
         variance = (pair_variance / levels**2 + (1 - 1 / levels) * variance).sqrt()
         for level in range(levels):
             table = pairs / levels

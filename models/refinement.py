@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.anchor import Anchor
 from models.generator import MixtureGenerator
 from models.losses import fake_loss, generator_loss, real_loss
-from models.moments import LABEL_TRIPLE_WEIGHT, MomentLayout, pair_sum
+from models.moments import MomentLayout, pair_sum
 from models.study import RefineSettings, Study
 
 PerRecordLoss = Callable[[Tensor], Tensor]
@@ -129,16 +129,14 @@ def score(study: Study, generator: Mapping[str, Tensor], anchor: Mapping[str, Te
 @torch.no_grad()
 def scores_of(generator: MixtureGenerator, anchor: Anchor) -> dict[str, float]:
     """See `score`."""
-    off, layout = anchor.residuals(generator), anchor.layout
+    layout = anchor.layout
+    singles, pairs, triples = (float(part.sum()) for part in anchor.squares(anchor.residuals(generator)))
     # Degrees of freedom: centring leaves (d_a - 1)(d_b - 1) of a pair's cells to the noise.
     free = [d - 1.0 for d in layout.cardinalities]
     others = [d for k, d in enumerate(free) if k != layout.label]
     cells = layout.width + pair_sum(free) + layout.num_contrasts * pair_sum(others)
-    singles = float(off.one_way.square().sum())
-    squares = float(off.interactions.square().sum()) / 2
-    triples = LABEL_TRIPLE_WEIGHT**2 * float(off.label_interactions.square().sum()) / 2
     variance = max(anchor.noise_std, 1e-9) ** 2
-    residual = (singles + squares + triples) / (variance * cells)
+    residual = (singles + (pairs + triples) / 2) / (variance * cells)  # a pair stands twice
     # A chi-square mean over n cells has a standard deviation of sqrt(2/n): allow two of them.
     return {
         "misfit": max(0.0, residual - 1 - 2 * (2 / cells) ** 0.5),

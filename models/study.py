@@ -31,15 +31,18 @@ class PrivacySettings(Frozen):
 
 
 class MeasureSettings(Frozen):
-    """Phase 1: one noisy sum per site.
+    """Phase 1: noisy sums of every site.
 
     Attributes:
+        exchanges: how often the sites measure; the budget is the same, and each exchange has its part of it. From the
+            second on, pairs of columns that hang together by what was found so far are measured more closely.
         budget_share: the part of epsilon that this phase may cost on its own, in (0, 1]; 1 with no refinement.
         table_share: in a study with images, the table's part of the squared sensitivity; the pictures have the
             rest.
         noise_multiplier: filled in by calibration when the study is registered.
     """
 
+    exchanges: int = Field(default=1, ge=1, le=4)
     budget_share: float = Field(default=1.0, gt=0, le=1)
     table_share: float = Field(default=0.1, gt=0, lt=1)
     noise_multiplier: float | None = Field(default=None, gt=0)
@@ -164,8 +167,8 @@ class Study(Frozen):
 
     @property
     def num_rounds(self) -> int:
-        """Rounds of a run: the measurement and the refinements."""
-        return 1 + self.refine.rounds
+        """Rounds of a run: the measurements and the refinements."""
+        return self.measure.exchanges + self.refine.rounds
 
     @property
     def modality(self) -> Literal["table", "table and image"]:
@@ -193,7 +196,7 @@ class Study(Frozen):
             raise ValueError(
                 f"round is {round_number}; study {self.name!r} has rounds 1 to {self.num_rounds}"
             )
-        return "measure" if round_number == 1 else "refine"
+        return "measure" if round_number <= self.measure.exchanges else "refine"
 
     def mechanism(self, phase: Literal["measure", "refine"]) -> dict[str, Any]:
         """What one round of a phase runs at a site, in the wire form of `privacy.events.MechanismEvent`.
@@ -283,10 +286,12 @@ class Study(Frozen):
                 "table.patient_id is missing: in a study with images it names the patient that an image is of, "
                 "so that several images of one patient count as one"
             )
-        if self.refine.rounds:
-            raise ValueError(
-                f"refine.rounds is {self.refine.rounds}; a study with images has none yet, so set 0"
-            )
+        for name, value, least in (
+            ("refine.rounds", self.refine.rounds, 0),
+            ("measure.exchanges", self.measure.exchanges, 1),
+        ):
+            if value != least:
+                raise ValueError(f"{name} is {value}; in a study with images it can only be {least} so far")
         return self
 
     @model_validator(mode="after")

@@ -13,12 +13,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from models.anchor import estimated_patients
+from models.anchor import Anchor, estimated_patients
 from models.encoding import codes_of
 from models.generator import MixtureGenerator
 from models.image_generator import ImageGenerator
 from models.image_warm_start import fit_images
 from models.measurement import Measurement
+from models.moments import MomentLayout
 from models.study import Study
 from models.warm_start import warm_start
 
@@ -101,7 +102,14 @@ class FittedStudy:
 
 
 def fit_study(
-    study: Study, noisy_sum: Tensor, *, noise_std: float, progress: Progress | None = None, seed: int = 0
+    study: Study,
+    noisy_sum: Tensor,
+    *,
+    noise_std: float,
+    measurement: Measurement | None = None,
+    earlier: Tensor | None = None,
+    progress: Progress | None = None,
+    seed: int = 0,
 ) -> FittedStudy:
     """Fit a generator to the sites' noisy vectors.
 
@@ -111,19 +119,23 @@ def fit_study(
         study: its settings and schema.
         noisy_sum: (size,) float64, the sites' vectors added up.
         noise_std: standard deviation of the noise in one entry of `noisy_sum`, all sites' noise together.
+        measurement: what was measured; the study's first exchange if None.
+        earlier: the anchor of the exchanges before this one, as on the wire.
         progress: called with what is being fitted ("table" or "images") and the done part of it.
         seed: of first weights.
 
     Raises:
         AnchorError, ImageFitError: the moments are not finite, or tell of no patients.
     """
-    measurement = Measurement.of(study)
+    measurement = measurement or Measurement.of(study)
     moments, pictures = measurement.split(noisy_sum)
     told = progress or (lambda _what, _done: None)
     fitted = warm_start(
         study,
         moments,
         noise_std=noise_std,
+        layout=measurement.table,
+        earlier=None if earlier is None else Anchor.from_tensor(MomentLayout.of(study.table), earlier),
         progress=lambda done: told("table", done),
         seed=seed,
     )

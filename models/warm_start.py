@@ -78,6 +78,8 @@ def warm_start(
     noisy_sum: Tensor,
     *,
     noise_std: float,
+    layout: MomentLayout | None = None,
+    earlier: Anchor | None = None,
     progress: Progress | None = None,
     seed: int = 0,
 ) -> WarmStart:
@@ -89,14 +91,17 @@ def warm_start(
         study: its schema and settings.
         noisy_sum: (size,) float64, the sites' vectors added up.
         noise_std: standard deviation of the noise in one entry of `noisy_sum`, all sites' noise together.
+        layout: of the vectors; the study's own without emphasis if None.
+        earlier: what earlier exchanges told.
         progress: called with the done part, from 0 to 1.
         seed: of the components' first logits.
 
     Raises:
         AnchorError: the moments are not finite, or tell of no patients.
     """
-    layout = MomentLayout.of(study.table)
-    anchor = Anchor.from_sum(layout, noisy_sum, noise_std=noise_std)
+    anchor = Anchor.from_sum(layout or MomentLayout.of(study.table), noisy_sum, noise_std=noise_std)
+    if earlier is not None:
+        anchor = earlier.joined(anchor)
     plan = plan_fit(study, anchor)
     generator = fit_mixture(
         anchor, plan, label_weight=study.warm_start.label_weight, progress=progress, seed=seed

@@ -28,7 +28,7 @@ class CalibratedPlan:
     """Noise for both phases of a study, within one budget.
 
     Attributes:
-        measure_noise_multiplier: for the measure phase; None if the study has none.
+        measure_noise_multiplier: for every exchange of the measure phase; None if the study has none.
         refine_noise_multiplier: for every refine round; None if the study has none.
         events: the whole plan with its noise filled in, measure first.
         spend: what all of it costs together, at most the budget.
@@ -99,20 +99,20 @@ def calibrate(events_for: Callable[[float], Sequence[MechanismEvent]], *, budget
 def calibrate_phases(
     *,
     budget: PrivacyBudget,
-    measure: MechanismEvent | None,
+    measure: Sequence[MechanismEvent],
     refine: Sequence[MechanismEvent],
     measure_share: float,
 ) -> CalibratedPlan:
     """Noise for the measure phase and for the refine rounds, accounted as one composition.
 
-    The measure phase alone costs `measure_share * budget.epsilon` (all of the budget if nothing is refined); the
-    refine rounds get what one composition of everything leaves, which is more than `1 - measure_share`.
+    All exchanges of the measure phase together cost `measure_share * budget.epsilon` (all of the budget if nothing is
+    refined); the refine rounds get what one composition of everything leaves, which is more than `1 - measure_share`.
 
     Guarantees: `plan.spend.epsilon <= budget.epsilon`, and at most `TIGHTNESS` of it is left.
 
     Args:
         budget: cap per patient of one site, for the whole plan.
-        measure: the measure phase's event; its noise multiplier is a placeholder. None: no such phase.
+        measure: the exchanges' events; their noise multipliers are placeholders, and all get the same one.
         refine: the refine rounds' events; their noise multipliers are placeholders, and all get the same one.
         measure_share: in (0, 1); ignored unless both phases are there.
 
@@ -120,27 +120,26 @@ def calibrate_phases(
         ValueError: there is no event at all, or measure_share is out of its range.
         CalibrationError, AccountingError: as `calibrate`.
     """
-    if measure is None and not refine:
+    if not measure and not refine:
         raise ValueError("there is neither a measure event nor a refine event: nothing to calibrate")
-    if measure is not None and refine and not 0 < measure_share < 1:
+    if measure and refine and not 0 < measure_share < 1:
         raise ValueError(
             f"measure_share is {measure_share!r}; with both phases it must lie strictly between 0 and 1"
         )
     first: tuple[MechanismEvent, ...] = ()
     measure_noise = refine_noise = None
-    if measure is not None:
+    if measure:
         share = measure_share if refine else 1.0
-        measured = measure
         measure_noise = calibrate(
-            lambda sigma: [replace(measured, noise_multiplier=sigma)],
+            lambda sigma: _at(sigma, measure),
             budget=PrivacyBudget(epsilon=budget.epsilon * share, delta=budget.delta),
         )
-        first = (replace(measure, noise_multiplier=measure_noise),)
+        first = _at(measure_noise, measure)
     events = first
     if refine:
 
         def plan(sigma: float) -> tuple[MechanismEvent, ...]:
-            return (*first, *(replace(event, noise_multiplier=sigma) for event in refine))
+            return (*first, *_at(sigma, refine))
 
         refine_noise = calibrate(plan, budget=budget)
         events = plan(refine_noise)
@@ -150,6 +149,10 @@ def calibrate_phases(
         events=events,
         spend=spend_of(events, delta=budget.delta),
     )
+
+
+def _at(noise_multiplier: float, events: Sequence[MechanismEvent]) -> tuple[MechanismEvent, ...]:
+    return tuple(replace(event, noise_multiplier=noise_multiplier) for event in events)
 
 
 def _bracket(fits: Callable[[float], bool]) -> tuple[float, float]:

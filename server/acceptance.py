@@ -74,7 +74,7 @@ def check_update(
     study = request.study
     try:
         if request.kind == "measure":
-            measurement, multiplier = Measurement.of(study), study.measure.noise_multiplier
+            measurement, multiplier = Measurement.of(study, request.arrays), study.measure.noise_multiplier
             assert multiplier is not None  # a registered study is calibrated
             check_moments(
                 measurement.table,

@@ -45,6 +45,10 @@ def make_statement(
     """
     spends = {spend.site: spend for spend in run_spends(store, release.run)}
     counted = rounds_by_site(store, release.run, "accepted", last_round=release.round)
+
+    def phases(site: str) -> list[str]:
+        return [study.phase_of(number) for number in counted.get(site, ())]
+
     request = cohort.request
     context = ExportContext.of(release, study, request)
     return {
@@ -85,8 +89,8 @@ def make_statement(
                     "epsilon": spends[name].spent_epsilon if name in spends else None,
                     "delta": spends[name].spent_delta if name in spends else None,
                     "cap": spends[name].cap_epsilon if name in spends else None,
-                    "in_measurement": 1 in counted.get(name, ()),
-                    "refine_rounds": sum(number > 1 for number in counted.get(name, ())),
+                    "measurements": phases(name).count("measure"),
+                    "refine_rounds": phases(name).count("refine"),
                 }
                 for name in release.sites
             ],
@@ -95,6 +99,7 @@ def make_statement(
         "algorithm": {
             "name": "measure, warm-start, refine" if _refined(release, study) else "measure, warm-start",
             "says": _algorithm(release, study),
+            "measurements": study.measure.exchanges,
             "measure_noise_multiplier": _text(study.measure.noise_multiplier),
             "refine_rounds": study.refine.rounds,
             "refine_noise_multiplier": _text(study.refine.noise_multiplier) if study.refine.rounds else None,
@@ -144,7 +149,9 @@ def _algorithm(release: Release, study: Study) -> str:
     if refined:
         parts.append(f"{refined} of {study.refine.rounds} rounds of an anchored GAN")
     elif study.refine.rounds:
-        parts.append("the rounds of an anchored GAN that followed are not in it: the noisy moments preferred it")
+        parts.append(
+            "the rounds of an anchored GAN that followed are not in it: the noisy moments preferred it"
+        )
     return "; ".join(parts)
 
 

@@ -92,6 +92,10 @@ def _facts(title: str, facts: Mapping[str, object]) -> str:
 
 def _noise(algorithm: Mapping[str, Any]) -> str:
     measured = f"{algorithm['measure_noise_multiplier']} in the measurement"
+    if algorithm["measurements"] > 1:
+        measured = (
+            f"{algorithm['measure_noise_multiplier']} in each of {algorithm['measurements']} measurements"
+        )
     if not algorithm["refine_rounds"]:
         return f"{measured}; no refinement"
     return f"{measured}; {algorithm['refine_noise_multiplier']} in {algorithm['refine_rounds']} rounds of refinement"
@@ -110,9 +114,15 @@ def _sites(privacy: Mapping[str, Any]) -> str:
 
 
 def _cells_of(site: Mapping[str, Any]) -> tuple[object, ...]:
-    rounds = site["refine_rounds"]
-    part = "measured" if site["in_measurement"] else "not measured"
-    if rounds or not site["in_measurement"]:
+    rounds, measurements = site["refine_rounds"], site["measurements"]
+    part = (
+        "not measured"
+        if not measurements
+        else "measured"
+        if measurements == 1
+        else f"measured {measurements} times"
+    )
+    if rounds or not measurements:
         part += f", {rounds} refine round{'' if rounds == 1 else 's'}"
     return site["site"], part, site["epsilon"], site["delta"], site["cap"]
 

@@ -1,5 +1,8 @@
 """The round loop: measure, warm-start, refine, release. One transaction a round; resumes from the last one.
 
+A study may measure in several exchanges; each is followed by a fit to all that was measured so far, and the next looks
+more closely at what that found (`models.emphasis`).
+
 Who is asked, and what of the answers counts, is `server.round_exchange`'s. What counts becomes one by the study's rule
 with public weights (`models.aggregation`) if the quorum is met, and everything that happened becomes ledger entries
 with the round.
@@ -17,7 +20,8 @@ from torch import Tensor
 
 from models.aggregation import aggregate, combine_moments
 from models.digests import digest_of
-from models.measurement import Measurement
+from models.emphasis import emphasis_of
+from models.measurement import EMPHASIS, Measurement
 from models.refinement import score
 from models.study import Study
 from models.study_generator import fit_study
@@ -85,6 +89,7 @@ class RoundLoop:
             store,
             run_id,
             num_rounds=self._study.num_rounds,
+            num_measurements=self._study.measure.exchanges,
             with_pictures=self._study.image is not None,
         )
         self._sites = RoundExchange(federation, store, self._run, self._study, self._progress)
@@ -96,24 +101,29 @@ class RoundLoop:
         for number in range(done + 1, self._study.num_rounds + 1):
             self._progress.check()
             self._sites.call_roll(number)
-            if number == 1:
-                self._measure()
+            if self._study.phase_of(number) == "measure":
+                self._measure(number)
             else:
                 self._refine(number)
-        rounds = self._study.num_rounds
-        self._progress.report("refine" if rounds > 1 else "warm-start", rounds)
+        refined = self._study.refine.rounds > 0
+        self._progress.report("refine" if refined else "warm-start", self._study.num_rounds)
         self._sites.gather_witnesses()  # of the last round, before the run counts as completed
         release = self._release()
         self._sites.gather_witnesses()  # and of the release itself
         return release
 
-    def _measure(self) -> None:
-        measurement = Measurement.of(self._study)
+    def _measure(self, number: int) -> None:
+        base: dict[str, Tensor] = {}
+        earlier = None
+        if number > 1:
+            kept = self._kept("anchor")
+            base, earlier = {EMPHASIS: kept[EMPHASIS]}, kept["anchor"]
+        measurement = Measurement.of(self._study, base)
         expected = {"moments": torch.zeros(measurement.size, dtype=torch.float64)}
-        self._progress.report("measure", 0)
+        self._progress.report("measure", number - 1)
         started = time.monotonic()
-        finished = self._sites.ask(1, "measure", {}, expected)
-        self._progress.report("warm-start", 0, step_done=1)
+        finished = self._sites.ask(number, "measure", base, expected)
+        self._progress.report("warm-start", number - 1, step_done=1)
         multiplier = self._study.measure.noise_multiplier
         assert multiplier is not None  # a registered study is calibrated
         answered = time.monotonic()
@@ -132,17 +142,18 @@ class RoundLoop:
             self._study,
             combined.vector,
             noise_std=combined.noise_std,
-            progress=self._progress.while_fitting(),
+            measurement=measurement,
+            earlier=earlier,
+            progress=self._progress.while_fitting(number - 1),
         )
-        self._log_work(1, answered)
-        arrays = fitted.generator.to_arrays()
-        self._record(finished, "measure", arrays, {"anchor": fitted.anchor}, fitted.scores, started)
+        self._log_work(number, answered)
+        anchor = {"anchor": fitted.anchor}
+        if number < self._study.measure.exchanges:
+            anchor[EMPHASIS] = emphasis_of(fitted.generator.table)
+        self._record(finished, "measure", fitted.generator.to_arrays(), anchor, fitted.scores, started)
 
     def _refine(self, number: int) -> None:
-        last = round_records.last_round(self._store, self._run.id)
-        assert last is not None  # round 1 came before
-        base = decode_arrays(self._store.load(last.arrays["generator"]))
-        anchor = decode_arrays(self._store.load(last.arrays["anchor"]))
+        base, anchor = self._kept("generator"), self._kept("anchor")
         self._progress.report("refine", number - 1)
         started = time.monotonic()
         finished = self._sites.ask(number, "refine", {**base, **anchor}, base)
@@ -152,6 +163,12 @@ class RoundLoop:
         scores = score(self._study, generator, anchor)
         self._log_work(number, answered)
         self._record(finished, "refine", generator, anchor, scores, started)
+
+    def _kept(self, name: str) -> dict[str, Tensor]:
+        """Arrays of the round before."""
+        last = round_records.last_round(self._store, self._run.id)
+        assert last is not None
+        return decode_arrays(self._store.load(last.arrays[name]))
 
     def _log_work(self, number: int, since: float) -> None:
         """For whoever asks where a round's time goes (benchmarks/round_share.py)."""
@@ -168,7 +185,8 @@ class RoundLoop:
     ) -> None:
         """One transaction: round, spends, ledger entries, checkpoint; the files are on the disk before it."""
         request = next(iter(finished.requests.values()))
-        following = {**generator, **anchor}
+        # What the next round starts from: an exchange from its emphasis, a refinement from everything.
+        following = {EMPHASIS: anchor[EMPHASIS]} if EMPHASIS in anchor else {**generator, **anchor}
         last = finished.number == self._study.num_rounds
         round_records.record_round(
             self._store,

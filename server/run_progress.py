@@ -25,12 +25,13 @@ class RunStoppedError(Exception):
 class RunProgress:
     """Tells of one run through its record, which the API, the pages and the command line follow.
 
-    A run has one step for the measurement, one for the fit, and one for each refine round.
+    A run has one step for each measurement, one for the fit after it, and one for each refine round.
 
     Args:
         store: the coordinator's state.
         run_id: the run.
-        num_rounds: of its study, the measurement among them.
+        num_rounds: of its study, the measurements among them.
+        num_measurements: the rounds that it begins with, each followed by a fit.
         with_pictures: whether the fit has a second part, the pictures.
         clock: seconds that never go back.
     """
@@ -41,11 +42,13 @@ class RunProgress:
         run_id: str,
         *,
         num_rounds: int,
+        num_measurements: int = 1,
         with_pictures: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._run_id, self._clock = store, run_id, clock
-        self._steps = num_rounds + 1
+        self._num_measurements = num_measurements
+        self._steps = num_rounds + num_measurements
         self._with_pictures = with_pictures
         self._begun: tuple[float, float] | None = None  # when, and at which part of the run
 
@@ -72,10 +75,10 @@ class RunProgress:
 
         Args:
             phase: what is being done.
-            rounds_done: recorded ones; the fit belongs to the first.
+            rounds_done: recorded ones; a fit belongs to the measurement before it.
             step_done: part of the step in hand, from 0 to 1; the fit's begins at 1, after the measurement's own.
         """
-        steps = step_done + (rounds_done + 1 if rounds_done else 0)
+        steps = step_done + rounds_done + min(rounds_done, self._num_measurements)
         part = min(1.0, steps / self._steps)
         now = self._clock()
         if self._begun is None:
@@ -91,7 +94,7 @@ class RunProgress:
             eta_seconds=eta,
         )
 
-    def while_fitting(self) -> Callable[[str, float], None]:
+    def while_fitting(self, rounds_done: int) -> Callable[[str, float], None]:
         """For `models.study_generator.fit_study`: says how far the fit is, and ends it if the run is to stop."""
         asked = reported = said = self._clock()
 
@@ -104,7 +107,7 @@ class RunProgress:
             if now - reported >= FIT_PROGRESS_SECONDS:
                 reported = now
                 first, last = _FIT_PARTS[what] if self._with_pictures else (0.0, 1.0)
-                self.report("warm-start", 0, step_done=1 + first + (last - first) * done)
+                self.report("warm-start", rounds_done, step_done=1 + first + (last - first) * done)
             if now - said >= FIT_MESSAGE_SECONDS:
                 said = now
                 self.say(f"fits the {what}: {done:.0%}")

@@ -124,11 +124,11 @@ def _resolve(study: Study) -> Study:
 
     given = (study.measure.noise_multiplier, study.refine.noise_multiplier)
     budget = PrivacyBudget(epsilon=study.privacy.epsilon, delta=study.privacy.delta)
-    measure = MechanismEvent.from_dict(study.mechanism("measure"))
+    measure = [MechanismEvent.from_dict(study.mechanism("measure"))] * study.measure.exchanges
     refine = [MechanismEvent.from_dict(study.mechanism("refine"))] * study.refine.rounds
     try:
         if study.is_calibrated:
-            spend = spend_of([measure, *refine], delta=budget.delta)
+            spend = spend_of([*measure, *refine], delta=budget.delta)
             if spend.epsilon > budget.epsilon:
                 raise InvalidError(
                     "privacy.epsilon",

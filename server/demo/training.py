@@ -77,7 +77,9 @@ def _progress(state: Mapping[str, Any]) -> str:
 
 def _summary(study: Study, phase: str) -> str:
     if phase == "measure":
-        return f"one exchange, noise multiplier {study.measure.noise_multiplier:.3f} at each hospital"
+        count = study.measure.exchanges
+        exchanges = "one exchange" if count == 1 else f"{count} exchanges"
+        return f"{exchanges}, noise multiplier {study.measure.noise_multiplier:.3f} at each hospital"
     if phase == "warm-start":
         fitted = "a mixture" if study.image is None else "a mixture and a convolutional generator"
         return f"{fitted} fitted to the summed noisy moments; no patient is asked"

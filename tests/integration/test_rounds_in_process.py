@@ -145,6 +145,58 @@ def test_a_whole_run_ends_in_a_release_within_every_cap(lab, study):
         assert _debits(lab, site) == [(run, 1), (run, 2), (run, 3)]
 
 
+def test_a_later_exchange_measures_what_the_first_found_and_pays_for_itself(lab, study):
+    measure = study.measure.model_copy(update={"exchanges": 2, "noise_multiplier": 2.5})
+    study = study.model_copy(update={"measure": measure, "name": "twice"})
+    asked = {}
+
+    def note(request: RoundRequest, reply: RoundReply) -> RoundReply:
+        asked[request.round] = request
+        return reply
+
+    run = _start(lab, study)
+    release = run_rounds(Tampering(lab.federation, "ash", note), lab.store, run)
+    assert release is not None
+    assert [asked[number].kind for number in (1, 2, 3, 4)] == ["measure", "measure", "refine", "refine"]
+    assert [set(asked[number].arrays) for number in (1, 2)] == [set(), {"emphasis"}]
+    emphasis = asked[2].arrays["emphasis"]
+    assert float(emphasis[0, 2]) > float(emphasis[0, 1])  # age tells who is ill, and nothing of the sex
+    recorded = round_records.list_rounds(lab.store, run)
+    assert [one.phase for one in recorded] == ["measure", "measure", "refine", "refine"]
+    for site in lab.sites:
+        assert _debits(lab, site) == [(run, 1), (run, 2), (run, 3), (run, 4)]
+    for spend in spends.run_spends(lab.store, run):
+        assert 0 < float(spend.spent_epsilon) <= study.privacy.epsilon
+
+
+def test_an_emphasis_that_cannot_be_used_is_refused_before_anything_is_spent(lab, study):
+    measure = study.measure.model_copy(update={"exchanges": 2, "noise_multiplier": 2.5})
+    study = study.model_copy(update={"measure": measure, "name": "twice"})
+    said = {}
+
+    class Spoiling:
+        def exchange(self, requests, **waiting):
+            spoilt = {
+                site: replace(one, arrays={"emphasis": torch.full((3, 3), 1e9, dtype=torch.float64)})
+                if (one.kind, one.round) == ("measure", 2)
+                else one
+                for site, one in requests.items()
+            }
+            replies = lab.federation.exchange(spoilt, **waiting)
+            said.update(
+                {site: r.refusal.reason for site, r in replies.items() if getattr(r, "refusal", None)}
+            )
+            return replies
+
+    run = _start(lab, study)
+    with pytest.raises(RoundFailedError):
+        run_rounds(Spoiling(), lab.store, run)
+    assert all("emphasis lies outside of 0.05 to 20" in reason for reason in said.values())
+    assert len(said) == 3
+    for site in lab.sites:
+        assert _debits(lab, site) == [(run, 1)]
+
+
 def test_every_site_has_countersigned_the_last_checkpoint(lab, study):
     run_rounds(lab.federation, lab.store, _start(lab, study))
     newest = ledger_store.latest_checkpoint(lab.store)
@@ -255,7 +307,12 @@ def test_below_quorum_the_run_fails_in_words_and_resumes_without_a_second_debit(
         assert _debits(lab, site) == [(run, 1), (run, 2), (run, 3)]
 
 
-def test_a_coordinator_that_dies_in_any_round_goes_on_with_the_same_replies(lab, study):
+@pytest.mark.parametrize("exchanges", [1, 2])
+def test_a_coordinator_that_dies_in_any_round_goes_on_with_the_same_replies(lab, study, exchanges):
+    measure = study.measure.model_copy(update={"exchanges": exchanges, "noise_multiplier": 2.5})
+    refine = study.refine.model_copy(update={"rounds": 3 - exchanges})
+    study = study.model_copy(update={"measure": measure, "refine": refine})
+
     class Dying:
         def __init__(self, inner, at: int):
             self.inner, self.at, self.seen = inner, at, {}

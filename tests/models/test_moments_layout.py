@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.moments import MomentLayout
+from models.moments import EMPHASIS_RANGE, MomentLayout
 from models.table import EncodedTable, one_hot
 
 CARDS = (3, 2, 1, 7, 4)
@@ -23,9 +23,20 @@ def random_codes(n, cards=CARDS, seed=0):
     return torch.stack([torch.randint(d, (n,), generator=source) for d in cards], 1)
 
 
+def some_emphasis(columns, seed=0):
+    """Weights of pairs that differ by as much as they may."""
+    source = torch.Generator().manual_seed(seed)
+    least, most = (torch.tensor(bound).log() for bound in EMPHASIS_RANGE)
+    drawn = (least + (most - least) * torch.rand(columns, columns, generator=source)).exp().triu(1)
+    return (drawn + drawn.T).double().clamp(*EMPHASIS_RANGE).fill_diagonal_(1.0)
+
+
+@pytest.mark.parametrize("emphasised", [False, True])
 @pytest.mark.parametrize("label", [None, 0, 1, 3])
-def test_every_single_record_has_exactly_the_declared_norm(label):
+def test_every_single_record_has_exactly_the_declared_norm(label, emphasised):
     layout = MomentLayout((3, 2, 2, 4), label)
+    if emphasised:
+        layout = layout.emphasised(some_emphasis(4))
     for record in itertools.product(*(range(d) for d in layout.cardinalities)):
         norm = layout.sum(table_of(torch.tensor([record]))).norm()
         assert norm == pytest.approx(layout.sensitivity, rel=1e-12)
@@ -37,11 +48,14 @@ def test_every_single_record_has_exactly_the_declared_norm(label):
     records=st.integers(1, 6),
     seed=st.integers(0, 999),
     label=st.none() | st.integers(0, 6),
+    emphasised=st.booleans(),
 )
 def test_adding_a_patient_with_any_records_moves_the_sum_by_at_most_the_sensitivity(
-    cards, records, seed, label
+    cards, records, seed, label, emphasised
 ):
     layout = MomentLayout(cards, label if label is not None and label < len(cards) else None)
+    if emphasised:
+        layout = layout.emphasised(some_emphasis(len(cards), seed))
     others, patient = random_codes(9, cards, seed), random_codes(records, cards, seed + 1)
     without = layout.sum(table_of(others))
     joined = layout.sum(table_of(torch.cat([others, patient]), [*range(10), 9 + records]))
@@ -87,11 +101,48 @@ def test_a_label_with_many_levels_or_one_is_measured_like_any_column():
         MomentLayout((2, 3), 2)
 
 
+@pytest.mark.parametrize("emphasised", [False, True])
 @pytest.mark.parametrize("label", [None, 1])
-def test_what_is_read_can_be_written_again(label):
+def test_what_is_read_can_be_written_again(label, emphasised):
     layout = MomentLayout(CARDS, label)
+    if emphasised:
+        layout = layout.emphasised(some_emphasis(len(CARDS)))
     vector = layout.sum(table_of(random_codes(300)))
     torch.testing.assert_close(layout.write(layout.read(vector)), vector)
+
+
+@pytest.mark.parametrize("label", [None, 1])
+def test_an_emphasis_changes_the_noise_of_a_pair_and_not_what_is_read(label):
+    plain, table = MomentLayout(CARDS, label), table_of(random_codes(300))
+    emphasis = torch.ones(5, 5, dtype=torch.float64)
+    emphasis[0, 3] = emphasis[3, 0] = 4.0
+    layout = plain.emphasised(emphasis)
+    expected, found = plain.read(plain.sum(table)), layout.read(layout.sum(table))
+    for name in ("one_way", "interactions", "label_interactions"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    source = torch.Generator().manual_seed(0)
+    draws = torch.randn(200, layout.size, generator=source, dtype=torch.float64)
+    noise = torch.stack([layout.read(draw).interactions for draw in draws])
+    # In cells, of a table (3, 7) and of one (3, 4), which centring leaves (2 / 3)(6 / 7) and (2 / 3)(3 / 4) of.
+    close, far = noise[:, :3, 6:13].square().mean() / (6 / 7), noise[:, :3, 13:].square().mean() / (3 / 4)
+    assert float((far / close).sqrt()) == pytest.approx(4, rel=0.05)
+    assert layout.scale < plain.scale
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda e: e[:4], "shape"),
+        (lambda e: e.index_put((torch.tensor(0), torch.tensor(3)), torch.tensor(2.0).double()), "symmetric"),
+        (lambda e: e * float("nan"), "not a number"),
+        (lambda e: -e, "outside"),
+        (lambda e: e * 1e6, "outside"),
+        (lambda e: e * 2, "diagonal"),
+    ],
+)
+def test_an_emphasis_that_could_move_the_bound_is_refused(spoil, words):
+    with pytest.raises(ValueError, match=words):
+        MomentLayout(CARDS).emphasised(spoil(torch.ones(5, 5, dtype=torch.float64)))
 
 
 def test_pair_tables_follow_from_margins_and_interactions():

@@ -53,6 +53,23 @@ def test_honest_sites_of_every_size_and_kind_pass(kind, rows, n, noise_std):
         check(noisy(exact, noise_std, seed), noise_std)
 
 
+@pytest.mark.parametrize("kind", ["any", "alike", "tied"])
+def test_honest_sites_pass_in_a_later_exchange_and_a_count_below_zero_does_not(kind):
+    weights = torch.tensor([0.5, 3.0, 1.0, 0.2, 2.0], dtype=torch.float64)
+    layout = LAYOUT.emphasised((weights[:, None] * weights).fill_diagonal_(1.0))
+    exact = layout.sum(table(5_000, 0, kind=kind))
+    for seed in range(40):
+        check_moments(layout, noisy(exact, 20.0, seed), noise_std=20.0, sensitivity=layout.sensitivity)
+    found = layout.read(exact)
+    contrast = torch.tensor([[-300.0, 300.0], [300.0, -300.0]], dtype=torch.float64)  # sums stay as they are
+    found.interactions[0:2, 6:8] += contrast
+    found.interactions[6:8, 0:2] += contrast.T
+    with pytest.raises(ImplausibleError, match="below zero"):
+        check_moments(
+            layout, noisy(layout.write(found), 1.0, 0), noise_std=1.0, sensitivity=layout.sensitivity
+        )
+
+
 def test_what_is_noise_for_certain_has_the_noises_size():
     exact, ratios = LAYOUT.sum(table(3_000, 1)), []
     for seed in range(200):

@@ -1,11 +1,13 @@
 """The warm start: what it finds in noisy moments."""
 
+import itertools
 import json
 
 import pytest
 import torch
 
 from models.anchor import Anchor, AnchorError
+from models.emphasis import emphasis_of
 from models.moments import MomentLayout
 from models.refinement import scores_of
 from models.study import Study
@@ -88,6 +90,46 @@ def test_the_anchor_carries_noise_of_all_sites_per_frequency():
     again = Anchor.from_tensor(layout, anchor.to_tensor())
     for name in ("one_way", "interactions", "label_interactions"):
         torch.testing.assert_close(getattr(again.frequencies, name), getattr(anchor.frequencies, name))
+
+
+def test_two_exchanges_tell_as_much_as_their_noises_allow():
+    layout, table = MomentLayout(CARDS, 3), correlated_table(10_000)
+    emphasis = torch.ones(len(CARDS), len(CARDS), dtype=torch.float64)
+    emphasis[0, 1] = emphasis[1, 0] = 3.0
+    closer = layout.emphasised(emphasis)
+    first = Anchor.from_sum(layout, layout.sum(table), noise_std=40.0)
+    second = Anchor.from_sum(closer, closer.sum(table), noise_std=20.0)
+    both = first.joined(second)
+    for a, b in ((0, 0), (0, 1), (0, 2)):
+        stds = [one.noise_std / float(one.precision[a, b]) ** 0.5 for one in (first, second, both)]
+        assert stds[2] == pytest.approx((stds[0] ** -2 + stds[1] ** -2) ** -0.5)
+    assert float(both.precision[0, 1]) > float(both.precision[0, 2])
+    off_diagonal = both.precision[~torch.eye(len(CARDS), dtype=torch.bool)]
+    assert float(off_diagonal.mean()) == pytest.approx(1)
+    for name in ("one_way", "interactions", "label_interactions"):
+        torch.testing.assert_close(getattr(both.frequencies, name), getattr(first.frequencies, name))
+    again = Anchor.from_tensor(layout, both.to_tensor())
+    torch.testing.assert_close(again.precision, both.precision)
+    assert again.noise_std == both.noise_std
+
+
+def test_a_pair_that_hangs_together_is_looked_at_more_closely():
+    fitted = warm_start(make_study(), noisy_sum(correlated_table(20_000), 5.0), noise_std=5.0)
+    emphasis = emphasis_of(fitted.generator)
+    MomentLayout(CARDS, 3).emphasised(emphasis)  # is one
+    moments, margins = fitted.generator.moments().detach(), fitted.generator.one_way().detach()
+    offsets = MomentLayout(CARDS).offsets
+    parts = [slice(*offsets[k : k + 2]) for k in range(len(CARDS))]
+    tied = {
+        (a, b): float(
+            (moments[parts[a], parts[b]] - torch.outer(margins[parts[a]], margins[parts[b]])).abs().sum()
+        )
+        for a, b in itertools.combinations(range(len(CARDS)), 2)
+    }
+    ordered = sorted(tied, key=tied.__getitem__)
+    weights = [float(emphasis[pair]) for pair in ordered]
+    assert weights == sorted(weights)
+    assert weights[-1] > 1.05 * weights[0]
 
 
 def test_the_truth_and_the_fit_have_no_misfit_and_independence_has():

@@ -23,7 +23,7 @@ def refine(rate: float, steps: int, rounds: int) -> list[MechanismEvent]:
 @pytest.mark.parametrize("epsilon", [0.1, 0.5, 0.505, 1.0, 4.0, 10.0])
 def test_a_plan_keeps_its_budget_and_uses_it(epsilon, delta):
     budget = PrivacyBudget(epsilon=epsilon, delta=delta)
-    plan = calibrate_phases(budget=budget, measure=MEASURE, refine=refine(0.02, 20, 10), measure_share=0.5)
+    plan = calibrate_phases(budget=budget, measure=[MEASURE], refine=refine(0.02, 20, 10), measure_share=0.5)
     assert epsilon * (1 - TIGHTNESS) <= plan.spend.epsilon <= epsilon
     assert spend_of(plan.events, delta=delta) == plan.spend
     assert len(plan.events) == 11
@@ -33,7 +33,7 @@ def test_a_plan_keeps_its_budget_and_uses_it(epsilon, delta):
     assert 0.5 * epsilon * (1 - TIGHTNESS) <= alone <= 0.5 * epsilon
 
 
-@pytest.mark.parametrize(("measure", "rounds"), [(MEASURE, 0), (None, 4)])
+@pytest.mark.parametrize(("measure", "rounds"), [([MEASURE], 0), ([MEASURE] * 3, 0), ([], 4)])
 def test_a_plan_of_one_phase_gets_the_whole_budget(measure, rounds):
     plan = calibrate_phases(
         budget=PrivacyBudget(epsilon=2.0, delta=1e-5),
@@ -42,7 +42,8 @@ def test_a_plan_of_one_phase_gets_the_whole_budget(measure, rounds):
         measure_share=1.0,
     )
     assert 2.0 * (1 - TIGHTNESS) <= plan.spend.epsilon <= 2.0
-    assert (plan.measure_noise_multiplier is None) == (measure is None)
+    assert (plan.measure_noise_multiplier is None) == (not measure)
+    assert len(plan.events) == len(measure) + rounds
     assert (plan.refine_noise_multiplier is None) == (rounds == 0)
 
 
@@ -50,7 +51,7 @@ def test_a_larger_share_buys_a_better_measurement():
     plans = [
         calibrate_phases(
             budget=PrivacyBudget(epsilon=1.0, delta=1e-5),
-            measure=MEASURE,
+            measure=[MEASURE],
             refine=refine(0.05, 10, 4),
             measure_share=share,
         )
@@ -81,7 +82,7 @@ def test_a_share_that_leaves_a_phase_nothing_is_refused(share):
     with pytest.raises(ValueError, match="measure_share"):
         calibrate_phases(
             budget=PrivacyBudget(epsilon=1.0, delta=1e-5),
-            measure=MEASURE,
+            measure=[MEASURE],
             refine=refine(0.1, 1, 1),
             measure_share=share,
         )
@@ -90,5 +91,5 @@ def test_a_share_that_leaves_a_phase_nothing_is_refused(share):
 def test_an_empty_plan_is_refused():
     with pytest.raises(ValueError, match="nothing to calibrate"):
         calibrate_phases(
-            budget=PrivacyBudget(epsilon=1.0, delta=1e-5), measure=None, refine=[], measure_share=0.5
+            budget=PrivacyBudget(epsilon=1.0, delta=1e-5), measure=[], refine=[], measure_share=0.5
         )

@@ -143,7 +143,7 @@ def test_the_statement_says_what_was_asked_what_was_achieved_and_what_was_not_te
     assert {
         one["site"]: (one["epsilon"], one["delta"]) for one in statement["privacy"]["sites"]
     } == dict.fromkeys(("north", "south", "west"), ("1.875", "1e-05"))
-    assert {(one["in_measurement"], one["refine_rounds"]) for one in statement["privacy"]["sites"]} == {(True, 2)}
+    assert {(one["measurements"], one["refine_rounds"]) for one in statement["privacy"]["sites"]} == {(1, 2)}
     algorithm = statement["algorithm"]
     assert algorithm["measure_noise_multiplier"] == "2.5"
     assert algorithm["name"] == "measure, warm-start, refine"
@@ -197,13 +197,13 @@ def test_the_page_for_people_says_the_same_without_script_or_network(folder: Pat
 
 def test_the_page_says_whose_patients_were_not_measured(folder: Path) -> None:
     statement = json.loads((folder / "certificate.json").read_text())["statement"]
-    statement["privacy"]["sites"][1] |= {"in_measurement": False, "refine_rounds": 1}
-    statement["privacy"]["sites"][2] |= {"refine_rounds": 0}
+    statement["privacy"]["sites"][1] |= {"measurements": 0, "refine_rounds": 1}
+    statement["privacy"]["sites"][2] |= {"measurements": 2, "refine_rounds": 0}
     page = certificate_page(statement).decode()
     for site, part in (
         ("north", "measured, 2 refine rounds"),
         ("south", "not measured, 1 refine round"),
-        ("west", "measured"),
+        ("west", "measured 2 times"),
     ):
         assert f"<td>{site}</td><td>{part}</td>" in page
 

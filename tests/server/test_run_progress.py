@@ -36,7 +36,7 @@ def test_each_part_of_a_run_moves_it_on(store, run) -> None:
     progress.report("measure", 0)
     progress.report("warm-start", 0, step_done=1)
     told.append(seen(store, run))
-    look = progress.while_fitting()
+    look = progress.while_fitting(0)
     for done in (0.2, 0.6, 1.0):
         clock.now += 1.5
         look("table", done)
@@ -56,9 +56,23 @@ def test_each_part_of_a_run_moves_it_on(store, run) -> None:
     ]
 
 
+def test_every_measurement_has_a_fit_of_its_own(store, run) -> None:
+    progress, clock = make(store, run, num_measurements=2)
+    told = []
+    for number in (0, 1):
+        progress.report("measure", number)
+        told.append(seen(store, run)[2])
+        look = progress.while_fitting(number)
+        clock.now += 1.5
+        look("table", 0.5)
+        told.append(seen(store, run)[2])
+    progress.report("refine", 2)
+    assert [*told, seen(store, run)[2]] == [0.0, 30.0, 40.0, 70.0, 80.0]
+
+
 def test_rows_and_pictures_are_one_fit_that_does_not_start_anew(store, run) -> None:
     progress, clock = make(store, run, with_pictures=True)
-    look = progress.while_fitting()
+    look = progress.while_fitting(0)
     told = []
     for what, done in (("table", 0.5), ("table", 1.0), ("images", 0.0), ("images", 0.5), ("images", 1.0)):
         clock.now += 1.5
@@ -69,7 +83,7 @@ def test_rows_and_pictures_are_one_fit_that_does_not_start_anew(store, run) -> N
 
 def test_a_long_fit_is_written_down_once_a_second_and_said_twice_a_minute(store, run) -> None:
     progress, clock = make(store, run)
-    look = progress.while_fitting()
+    look = progress.while_fitting(0)
     percents = set()
     for step in range(620):
         clock.now += 0.1
@@ -82,7 +96,7 @@ def test_a_long_fit_is_written_down_once_a_second_and_said_twice_a_minute(store,
 
 def test_a_fit_ends_soon_after_somebody_asked_to_stop(store, run) -> None:
     progress, clock = make(store, run)
-    look = progress.while_fitting()
+    look = progress.while_fitting(0)
     runs.request_stop(store, run)
     look("table", 0.1)  # asked too short a time ago
     clock.now += 0.6
