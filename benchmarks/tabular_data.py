@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tabular_eicu import PATIENT, REGION, read_eicu
+
 from models.schema import StudySchema
 
 ADULT_NAMES = [
@@ -245,4 +247,25 @@ def load_diabetes(folder: Path) -> BenchmarkData:
     return BenchmarkData("diabetes", schema, train, one_row_each(test, "patient_nbr", seed=0))
 
 
-LOADERS = {"adult": load_adult, "heart": load_heart, "diabetes": load_diabetes}
+def load_eicu(folder: Path) -> BenchmarkData:
+    """eICU demo: 1,841 patients of 186 hospitals; the sites are the regions, and the hospitals that state none.
+
+    21 columns; the label is death in hospital; the unit is the patient; 30 % of the patients held out.
+    """
+    schema, table = read_eicu(folder)
+    patients, _ = pd.factorize(table[PATIENT])
+    held_out = (np.random.default_rng(0).random(patients.max() + 1) < 0.3)[patients]
+    rows = table[[PATIENT, *schema.names]]
+    regions = table[REGION].to_numpy()
+    test = table[held_out].sample(frac=1.0, random_state=0).drop_duplicates(PATIENT)
+    return BenchmarkData(
+        "eicu",
+        schema,
+        rows[~held_out].reset_index(drop=True),
+        test[[PATIENT, *schema.names]].reset_index(drop=True),
+        regions[~held_out],
+        test[REGION].to_numpy(),
+    )
+
+
+LOADERS = {"adult": load_adult, "heart": load_heart, "diabetes": load_diabetes, "eicu": load_eicu}
