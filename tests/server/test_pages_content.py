@@ -206,6 +206,20 @@ def test_a_cohort_from_the_form_is_the_apis(researcher, api, scenario) -> None:
     assert "certificate.json" in page
 
 
+def test_a_form_that_is_sent_twice_makes_one_cohort(researcher, scenario) -> None:
+    digest = scenario.release().digest
+    page = researcher.see(f"/cohorts/new?release={digest}")
+    once = re.search(r'name="once" value="([^"]+)"', page)
+    assert once is not None
+    fields = {"release": digest, "num_patients": "5", "formats": "csv", "once": once[1]}
+    first = researcher.send("/cohorts", **fields).headers["location"]
+    assert researcher.send("/cohorts", **fields).headers["location"] == first
+    # What was changed on the same page is another request, and so is the same from a new page.
+    assert researcher.send("/cohorts", **{**fields, "num_patients": "6"}).headers["location"] != first
+    assert once[1] not in researcher.see(f"/cohorts/new?release={digest}")
+    assert researcher.send("/cohorts", **{**fields, "once": "another"}).headers["location"] != first
+
+
 def test_a_form_that_asks_for_the_impossible_comes_back_with_the_reason(researcher, scenario) -> None:
     digest = scenario.release().digest
     for fields, reason in (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
+
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.concurrency import run_in_threadpool
@@ -69,7 +72,13 @@ async def create(request: Request, session: OperatorOrResearcher, form: Posted, 
 
     def queue() -> str:
         wanted, key = read_request(study.table, form), session.key
-        return cohorts.create_cohort(store, wanted, owner=key.owner, rows_per_day=key.rows_per_day).id
+        return cohorts.create_cohort(
+            store,
+            wanted,
+            owner=key.owner,
+            idempotency_key=_once(form, wanted),
+            rows_per_day=key.rows_per_day,
+        ).id
 
     try:
         made = await run_in_threadpool(queue)
@@ -113,6 +122,14 @@ def download(
     return api.get_file(cohort_id=cohort_id, name=name, key=session.key, store=store, request=request)
 
 
+def _once(form: Form, wanted: CohortRequest) -> str | None:
+    """A name for this form with this content, so that a double click or a reload asks for nothing twice."""
+    once = form.one("once")
+    if not once:
+        return None
+    return "page-" + hashlib.sha256(f"{once}\n{wanted!r}".encode("utf-8", "replace")).hexdigest()
+
+
 def _release(store: Store, session: Session, digest: str) -> tuple[Release, Study]:
     release = visible_release(store, session.key, digest)
     return release, studies.get_study(store, release.study).study
@@ -138,6 +155,7 @@ async def _builder(
             "study": study,
             "fields": column_fields(study.table, form),
             "form": form,
+            "once": form.one("once") or secrets.token_urlsafe(12),
             "example": example(study.table),
             "formats": _formats(release, study),
             "most": MAX_PATIENTS,
