@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-
 from tabular_eicu import PATIENT, REGION, read_eicu
 
 from models.schema import StudySchema
