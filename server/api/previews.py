@@ -122,27 +122,48 @@ async def get_pictures(
 
     404 where the release has none. For pictures one by one, with their rows, ask for a cohort as `png` or `dicom`.
     """
+    return await show_pictures(request, key, store, digest, where=where or (), seed=seed)
+
+
+async def show_pictures(
+    request: Request,
+    key: ApiKey,
+    store: Store,
+    digest: str,
+    *,
+    where: Sequence[str] = (),
+    seed: int = 0,
+    is_patient: bool = False,
+) -> Response:
+    """A sheet of pictures.
+
+    Args:
+        is_patient: whether who asks waits as long as it takes the process that draws them to start.
+
+    Raises:
+        ProblemError: 503, with Retry-After.
+    """
     previewer: Previewer = request.app.state.previewer
 
     def ask() -> Future[bytes]:
         release = visible_release(store, key, digest)
-        return previewer.ask_pictures(store, release, conditions=where or (), seed=seed)
+        return previewer.ask_pictures(store, release, conditions=where, seed=seed)
 
-    sheet = await _in_time(previewer, ask)
+    sheet = await _in_time(previewer, ask, seconds=None if is_patient else previewer.seconds)
     headers = validators(hashlib.sha256(sheet).hexdigest())
     if has_already(request, headers):
         return Response(status_code=304, headers=headers)
     return Response(sheet, media_type="image/png", headers=headers)
 
 
-async def _in_time(previewer: Previewer, ask: Callable[[], Future[T]]) -> T:
-    """What the process that draws previews gives, if it does so in time.
+async def _in_time(previewer: Previewer, ask: Callable[[], Future[T]], *, seconds: float | None) -> T:
+    """What the process that draws previews gives, if it does so in time; None: it has its own limit.
 
     Raises:
         ProblemError: 503, with Retry-After.
     """
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(await run_in_threadpool(ask)), previewer.seconds)
+        return await asyncio.wait_for(asyncio.wrap_future(await run_in_threadpool(ask)), seconds)
     except TimeoutError as error:
         detail = f"no preview within {previewer.seconds:g} s: what draws them starts or is busy; ask again"
         raise ProblemError(503, "unavailable", detail, headers={"Retry-After": RETRY_SECONDS}) from error
@@ -166,7 +187,7 @@ async def _preview(
         release = visible_release(store, key, digest)
         return previewer.ask(store, release, conditions=conditions, columns=columns, seed=seed)
 
-    preview = await _in_time(previewer, ask)
+    preview = await _in_time(previewer, ask, seconds=previewer.seconds)
     return PreviewOut(
         release=digest,
         columns=list(preview.columns),

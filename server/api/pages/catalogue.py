@@ -82,7 +82,7 @@ def show(request: Request, digest: str, session: AnyRole, store: StoreDep) -> Re
 @router.get("/releases/{digest}/pictures.png")
 async def show_pictures(request: Request, digest: str, session: AnyRole, store: StoreDep) -> Response:
     """Pictures of a release's first patients on one sheet, as the API draws them."""
-    return await previews.get_pictures(request, digest, session.key, store)
+    return await previews.show_pictures(request, session.key, store, digest, is_patient=True)
 
 
 @router.post("/releases/{digest}/publish")

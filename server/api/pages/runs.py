@@ -72,7 +72,7 @@ def monitor(request: Request, run_id: str, session: OperatorOrAuditor, store: St
 
 @router.post("/{run_id}/stop")
 def stop(run_id: str, _session: Operator, _form: Posted, store: StoreDep) -> Response:
-    """Let the round in progress end, then stop."""
+    """Stop within seconds; what is recorded stays."""
     runs.request_stop(store, run_id)
     return RedirectResponse(f"/runs/{run_id}", 303)
 
