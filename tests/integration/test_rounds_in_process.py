@@ -21,6 +21,7 @@ from models.exchange import RoundReply, RoundRequest
 from models.study import Study
 from privacy.cli.folders import write_durably
 from privacy.receipt import open_receipt
+from privacy.verification import verify_export
 from server import ledger_store, round_records, runs, spends, studies
 from server.federation import SiteFailure
 from server.rounds import RoundFailedError, run_rounds
@@ -165,6 +166,7 @@ def test_a_later_exchange_measures_what_the_first_found_and_pays_for_itself(lab,
     assert [one.phase for one in recorded] == ["measure", "measure", "refine", "refine"]
     for site in lab.sites:
         assert _debits(lab, site) == [(run, 1), (run, 2), (run, 3), (run, 4)]
+    verify_export(dict(ledger_store.export_files(lab.store)).get, key=lab.store.key.public)
     for spend in spends.run_spends(lab.store, run):
         assert 0 < float(spend.spent_epsilon) <= study.privacy.epsilon
 
