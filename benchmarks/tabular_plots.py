@@ -121,6 +121,8 @@ def _marker(x: float, y: float, place: int) -> str:
 def _legend(panel: Panel, x: float, y: float) -> str:
     parts = []
     for place, name in enumerate(panel.lines):
+        if not panel.lines[name]:
+            continue
         parts.append(f'<path d="M{x:g} {y - 4:g}h22" stroke="{COLOURS[place]}" stroke-width="1.6"/>')
         parts.append(_marker(x + 11, y - 4, place))
         parts.append(f'<text x="{x + 28:g}" y="{y:g}">{escape(name)}</text>')

@@ -27,7 +27,8 @@ from tabular_data import LOADERS, data_folder, load
 from tabular_plots import Figure, Panel
 
 EPSILONS = (0.5, 1.0, 3.0, 10.0)
-SITES, CENTRAL = "sites", "one place"
+SITES, CENTRAL = "sites", "central"
+PLANS = {SITES: "noise at each site, which trust nobody", CENTRAL: "all rows at one site"}
 TITLES = {"adult": "Adult", "diabetes": "Diabetes 130-US", "heart": "Heart disease", "eicu": "eICU demo"}
 Run = dict[str, float | str]
 
@@ -123,7 +124,7 @@ def markdown(results: Results, dataset: str) -> str:
             found = [results.values(dataset, plan, epsilon, figure) for figure in FIGURES]
             if found[0]:
                 cells = [mean_and_spread(v, digits[f]) for f, v in zip(FIGURES, found, strict=True)]
-                name = f"epsilon {epsilon:g}, {count_of_sites(results, dataset) if plan == SITES else plan}"
+                name = f"epsilon {epsilon:g}, {count_of_sites(results, dataset) if plan == SITES else PLANS[plan]}"
                 lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(found[0])} |")
     return "\n".join(lines)
 
@@ -145,8 +146,8 @@ def figure_of(results: Results) -> str:
     for figure, axis in figures.items():
         for dataset in names:
             lines = {
-                plan: {e: v for e in EPSILONS if (v := results.values(dataset, plan, e, figure))}
-                for plan in (SITES, CENTRAL)
+                words: {e: v for e in EPSILONS if (v := results.values(dataset, plan, e, figure))}
+                for plan, words in PLANS.items()
             }
             levels = {name: values[figure] for name, values in results.references[dataset].items()}
             panels.append(Panel(title=TITLES[dataset], axis=axis, lines=lines, levels=levels))
