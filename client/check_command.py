@@ -54,7 +54,9 @@ def check(
         typer.echo(json.dumps({"passed": good, "checks": [one.to_dict() for one in results]}, indent=2))
     elif good:
         if asked is None:
-            typer.echo("With --study FILE your data are held against a study, and their number against your minimum.")
+            typer.echo(
+                "With --study FILE your data are held against a study, and their number against your minimum."
+            )
         typer.echo("Everything passed. Next: fedtwin site up")
     else:
         typer.echo(f"To be done: {', '.join(one.name for one in results if not one.passed)}")
