@@ -134,7 +134,8 @@ def test_the_proxy_passes_on_the_port_that_a_browser_used_and_not_whom_it_claims
 
 def test_the_database_is_well_only_once_it_answers_as_the_coordinator_asks_it() -> None:
     test = service("coordinator.yaml", "database")["healthcheck"]["test"]
-    assert test[test.index("--host") + 1] == "127.0.0.1"  # not on the socket, where it answers while it is made
+    # Not on the socket, where it answers while it is made.
+    assert test[test.index("--host") + 1] == "127.0.0.1"
 
 
 def test_what_nobody_can_guess_is_demanded() -> None:
