@@ -202,8 +202,14 @@ class RoundLoop:
         )
 
     def _release(self) -> Release:
-        """Propose the generator that fits the noisy moments best, of all rounds."""
-        recorded = round_records.list_rounds(self._store, self._run.id)
+        """Propose the generator that fits the noisy moments best, of all rounds since the last exchange.
+
+        What an earlier exchange gave was held against fewer moments, which are easier to fit.
+        """
+        last_exchange = self._study.measure.exchanges
+        recorded = [
+            one for one in round_records.list_rounds(self._store, self._run.id) if one.round >= last_exchange
+        ]
         best = min(recorded, key=lambda one: (one.scores["misfit"], -one.round))
         release = round_records.complete_run(self._store, self._run.id, release_round=best.round)
         self._progress.say(f"proposes the generator of round {best.round} as release {release.digest}")

@@ -167,6 +167,20 @@ def test_a_later_exchange_measures_what_the_first_found_and_pays_for_itself(lab,
     for site in lab.sites:
         assert _debits(lab, site) == [(run, 1), (run, 2), (run, 3), (run, 4)]
     verify_export(dict(ledger_store.export_files(lab.store)).get, key=lab.store.key.public)
+
+
+def test_a_release_is_never_of_an_exchange_that_others_followed(lab, study, monkeypatch):
+    """However well it fits: it was held against fewer moments."""
+    measure = study.measure.model_copy(update={"exchanges": 2, "budget_share": 1.0, "noise_multiplier": 2.5})
+    refine = study.refine.model_copy(update={"rounds": 0})
+    study = study.model_copy(update={"measure": measure, "refine": refine, "name": "twice"})
+    recorded = round_records.record_round
+
+    def praised(*arguments, **values):
+        return recorded(*arguments, **{**values, "scores": {**values["scores"], "misfit": values["round"]}})
+
+    monkeypatch.setattr(round_records, "record_round", praised)
+    assert run_rounds(lab.federation, lab.store, _start(lab, study)).round == 2
     for spend in spends.run_spends(lab.store, run):
         assert 0 < float(spend.spent_epsilon) <= study.privacy.epsilon
 
