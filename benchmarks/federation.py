@@ -17,10 +17,20 @@ from models.generator import MixtureGenerator
 from models.study import Study
 
 
-def train_federation(study: Study, tables: Sequence[pd.DataFrame]) -> MixtureGenerator:
-    """Measure, warm-start and refine over sites that each add their own noise; the release's generator."""
-    # Every site counts: a round with fewer would be another experiment.
-    federation = study.federation.model_copy(update={"quorum": len(tables)})
+def train_federation(
+    study: Study, tables: Sequence[pd.DataFrame], *, quorum: int | None = None
+) -> MixtureGenerator:
+    """Measure, warm-start and refine over sites that each add their own noise; the release's generator.
+
+    Args:
+        study: to train.
+        tables: each site's.
+        quorum: how many sites must count; all by default, since a round with fewer is another experiment.
+
+    Raises:
+        RoundFailedError: fewer counted; a site of few patients cannot be told from an empty one.
+    """
+    federation = study.federation.model_copy(update={"quorum": quorum or len(tables)})
     study = study.model_copy(update={"federation": federation})
     with tempfile.TemporaryDirectory() as folder:
         lab = InProcessLab(

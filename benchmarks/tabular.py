@@ -90,11 +90,11 @@ def references(data: BenchmarkData) -> dict[str, dict[str, float]]:
 
 
 def one_run(
-    study: Study, data: BenchmarkData, held: Sequence[pd.DataFrame], *, seed: int
+    study: Study, data: BenchmarkData, held: Sequence[pd.DataFrame], *, seed: int, quorum: int | None = None
 ) -> dict[str, float]:
     """Train over the sites' tables, draw, judge; `seconds` is the training alone."""
     started = time.perf_counter()
-    generator = train_federation(study, held)
+    generator = train_federation(study, held, quorum=quorum)
     seconds = time.perf_counter() - started
     return {**judge(synthesise(generator, data, seed=seed), data), "seconds": seconds}
 
