@@ -167,6 +167,8 @@ def test_a_later_exchange_measures_what_the_first_found_and_pays_for_itself(lab,
     for site in lab.sites:
         assert _debits(lab, site) == [(run, 1), (run, 2), (run, 3), (run, 4)]
     verify_export(dict(ledger_store.export_files(lab.store)).get, key=lab.store.key.public)
+    for spend in spends.run_spends(lab.store, run):
+        assert 0 < float(spend.spent_epsilon) <= study.privacy.epsilon
 
 
 def test_a_release_is_never_of_an_exchange_that_others_followed(lab, study, monkeypatch):
@@ -181,8 +183,6 @@ def test_a_release_is_never_of_an_exchange_that_others_followed(lab, study, monk
 
     monkeypatch.setattr(round_records, "record_round", praised)
     assert run_rounds(lab.federation, lab.store, _start(lab, study)).round == 2
-    for spend in spends.run_spends(lab.store, run):
-        assert 0 < float(spend.spent_epsilon) <= study.privacy.epsilon
 
 
 def test_an_emphasis_that_cannot_be_used_is_refused_before_anything_is_spent(lab, study):
