@@ -33,9 +33,9 @@ def emphasis_of(generator: MixtureGenerator) -> Tensor:
     distance = (generator.moments() - torch.outer(generator.one_way(), generator.one_way())).abs() / 2
     blocks = [rows.split(generator.cardinalities, 1) for rows in distance.split(generator.cardinalities)]
     found = torch.stack([torch.stack([block.sum() for block in row]) for row in blocks]).double()
-    found = (found + found.T) / 2
     columns = len(found)
     if columns > 1:
         mean = (found.sum() - found.diagonal().sum()) / (columns * (columns - 1))
         found = (found / mean.clamp_min(1e-12)) ** _POWER
-    return found.clamp(*EMPHASIS_RANGE).fill_diagonal_(1.0)
+    upper = found.clamp(*EMPHASIS_RANGE).triu(1)
+    return (upper + upper.T).fill_diagonal_(1.0)  # to the last bit the same on both sides

@@ -8,6 +8,7 @@ import torch
 
 from models.anchor import Anchor, AnchorError
 from models.emphasis import emphasis_of
+from models.generator import MixtureGenerator
 from models.moments import MomentLayout
 from models.refinement import scores_of
 from models.study import Study
@@ -130,6 +131,16 @@ def test_a_pair_that_hangs_together_is_looked_at_more_closely():
     weights = [float(emphasis[pair]) for pair in ordered]
     assert weights == sorted(weights)
     assert weights[-1] > 1.05 * weights[0]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 5, 13, 31])
+def test_the_emphasis_of_any_generator_can_be_used(columns):
+    source = torch.Generator().manual_seed(columns)
+    cards = [int(d) for d in torch.randint(1, 9, (columns,), generator=source)]
+    for scale in (0.0, 0.01, 3.0):
+        logits = scale * torch.randn(7, sum(cards), generator=source)
+        emphasis = emphasis_of(MixtureGenerator(logits, torch.randn(7, generator=source), cards))
+        MomentLayout(cards).emphasised(emphasis)
 
 
 def test_the_truth_and_the_fit_have_no_misfit_and_independence_has():
