@@ -92,7 +92,9 @@ def _panel(panel: Panel) -> str:
             f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 13:g}" text-anchor="middle">{epsilon:g}</text>'
         )
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text x="{middle:g}" y="{HEIGHT - 5:g}" text-anchor="middle" fill="#555">epsilon</text>')
+    parts.append(
+        f'<text x="{middle:g}" y="{HEIGHT - 5:g}" text-anchor="middle" fill="#555">epsilon, log scale</text>'
+    )
     for place, line in enumerate(panel.lines.values()):
         points = [(x_of(e), y_of(float(np.mean(line[e]))), line[e]) for e in sorted(line)]
         route = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
@@ -132,7 +134,8 @@ def _legend(panel: Panel, x: float, y: float) -> str:
         parts.append(f'<path d="M{x:g} {y - 4:g}h22" stroke="#555" stroke-dasharray="{dash}"/>')
         parts.append(f'<text x="{x + 28:g}" y="{y:g}">{escape(name)}</text>')
         x += 50 + 5.6 * len(name)
-    parts.append(f'<text x="{x:g}" y="{y:g}" fill="#555">bars: one standard deviation over runs</text>')
+    if any(len(values) > 1 for line in panel.lines.values() for values in line.values()):
+        parts.append(f'<text x="{x:g}" y="{y:g}" fill="#555">bars: one standard deviation over runs</text>')
     return "".join(parts)
 
 

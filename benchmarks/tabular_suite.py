@@ -124,7 +124,7 @@ def mean_and_spread(values: list[float], digits: int) -> str:
 def markdown(results: Results, dataset: str) -> str:
     """The table of one data set."""
     head = ["", *FIGURES.values(), "runs"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = ["|" + "|".join(f" {name} " if name else " " for name in head) + "|", "|" + "---|" * len(head)]
     digits = {name: 3 if name == "auc" else 4 for name in FIGURES}
     for name, figures in results.references[dataset].items():
         lines.append(f"| {name} | " + " | ".join(f"{figures[f]:.{digits[f]}f}" for f in FIGURES) + " | |")

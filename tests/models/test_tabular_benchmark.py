@@ -79,7 +79,7 @@ def test_the_figure_is_well_formed_and_has_a_panel_for_every_measure_and_table(t
     drawn = ET.fromstring(figure_of(results_of(tmp_path / "runs.json", (SITES,), 2)))
     texts = [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert texts.count("Adult") == 3
-    assert texts.count("epsilon") == 3
+    assert texts.count("epsilon, log scale") == 3
     assert not any("all rows" in text for text in texts if text)
 
 
