@@ -97,9 +97,10 @@ class Aim:
             self.write_state()
             if len(self.measurements) % ROUNDS_BETWEEN_CLEARING == 0:
                 jax.clear_caches()
-            if self.done or time.perf_counter() - drawn > SAMPLE_SECONDS:
+            if time.perf_counter() - drawn > SAMPLE_SECONDS:
                 self.draw(model)
                 drawn = time.perf_counter()
+        self.draw(model)
         return model
 
     def one_round(self, model: MarkovRandomField) -> MarkovRandomField:
