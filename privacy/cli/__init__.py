@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
 
 SUMMARIES = {
     "demo": "Three hospitals train one generator on real data on this machine, and a cohort arrives.",
@@ -38,22 +37,8 @@ def main() -> None:
     # Typer's own tracebacks print local values, and those hold keys and patients.
     os.environ.setdefault("TYPER_STANDARD_TRACEBACK", "1")
     app = _entry_point(group).load()
-    _keep_help_of_arguments()
     sys.argv = [f"fedtwin {group}", *arguments[1:]]
     app(prog_name=f"fedtwin {group}")
-
-
-def _keep_help_of_arguments() -> None:
-    """Let `--help` say what an argument is: since click 8.5 its constructor forgets what Typer 0.20 has set before."""
-    from typer.core import TyperArgument
-
-    make = TyperArgument.__init__
-
-    def make_with_help(self: TyperArgument, *, help: str | None = None, **rest: Any) -> None:
-        make(self, help=help, **rest)
-        self.help = help
-
-    TyperArgument.__init__ = make_with_help  # type: ignore[method-assign]
 
 
 def _entry_point(group: str) -> EntryPoint:
