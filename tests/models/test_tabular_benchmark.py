@@ -1,6 +1,7 @@
 """The tabular benchmark reads its tables as it says, goes on where it stopped, and shows what it measured."""
 
 import argparse
+import json
 import os
 import subprocess
 import xml.etree.ElementTree as ET
@@ -10,6 +11,7 @@ import numpy as np
 import peers_environment
 import pytest
 import tabular_eicu
+from peers import label_of
 from peers_budget import concentrated_budget, counts_of, draw_exponentially
 from tabular_data import load
 from tabular_plots import Figure, Panel, _ticks
@@ -133,3 +135,11 @@ def test_marginals_outside_the_model_are_the_packages_own():
     folder = str(Path(peers_environment.__file__).parent)
     environment = {**os.environ, **peers_environment.ONE_THREAD, "PYTHONPATH": folder}
     subprocess.run([str(python), "-W", "ignore", "-c", CHECK_QUERIES], check=True, env=environment)
+
+
+def test_a_peer_that_stopped_early_is_said_to_have_stopped(tmp_path):
+    drawn = {"share_spent": 0.45, "rounds": 37, "seconds": 9.0, "done": False}
+    (tmp_path / "aim-drawn.json").write_text(json.dumps(drawn))
+    assert label_of("aim", tmp_path) == ("AIM, 37 rounds, stopped at 45% of its budget", {"seconds": 9.0})
+    (tmp_path / "aim-drawn.json").write_text(json.dumps({**drawn, "share_spent": 1.0, "done": True}))
+    assert label_of("aim", tmp_path)[0] == "AIM, 37 rounds"
