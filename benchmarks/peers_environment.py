@@ -2,7 +2,8 @@
 
 The two do not go together: SmartNoise needs mbi 1.x and Opacus 0.14, AIM and MST here use mbi 2.0.
 Licences: mbi (private-pgm) Apache-2.0, JAX, jaxlib, chex and optax Apache-2.0, SmartNoise Synth MIT,
-Opacus Apache-2.0, PyTorch BSD and Apache-2.0; below them BSD, MIT and Apache-2.0. Nothing of them is part of fedtwin or installed with it.
+Opacus Apache-2.0, PyTorch BSD and Apache-2.0; below them BSD, MIT and Apache-2.0.
+Nothing of them is part of fedtwin or installed with it.
 """
 
 from __future__ import annotations
