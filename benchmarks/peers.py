@@ -24,7 +24,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).parent))
 
 from peers_environment import HOME, run_in
-from tabular import codes_of, judge, make_study, one_run, references, show
+from tabular import codes_of, judge, make_study, one_run, references, show, write_json
 from tabular_data import LOADERS, BenchmarkData, data_folder, load
 
 PEERS = ("mst", "ctgan", "aim")
@@ -106,8 +106,7 @@ def main() -> None:
     title = f"{arguments.dataset}: epsilon {arguments.epsilon:g}, delta {arguments.delta:g}"
     show(rows, title, console)
     if arguments.json:
-        settings = {key: str(value) for key, value in vars(arguments).items() if key not in ("json", "data")}
-        arguments.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+        write_json(rows, arguments)
 
 
 if __name__ == "__main__":

@@ -145,6 +145,12 @@ def show(rows: dict[str, list[dict[str, float]]], title: str, console: Console) 
     console.print(table)
 
 
+def write_json(rows: dict[str, list[dict[str, float]]], arguments: argparse.Namespace) -> None:
+    """The figures, with the options that they came of, to the file of `--json`."""
+    settings = {key: str(value) for key, value in vars(arguments).items() if key not in ("json", "data")}
+    arguments.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+
+
 def main() -> None:
     """Read the command line, run, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -170,8 +176,7 @@ def main() -> None:
     title = f"{arguments.dataset}: epsilon {arguments.epsilon:g}, delta {arguments.delta:g} at each site"
     show(rows, title, console)
     if arguments.json:
-        settings = {key: str(value) for key, value in vars(arguments).items() if key not in ("json", "data")}
-        arguments.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+        write_json(rows, arguments)
 
 
 if __name__ == "__main__":

@@ -167,17 +167,18 @@ class Anchor:
         Returns:
             (D,) of columns, (D, D) of pairs and (L - 1, D, D) of pairs by the label.
         """
-        singles, pairs = self._weights
+        singles, pairs, triples = self._weights
         return (
             off.one_way.square() * singles,
             off.interactions.square() * pairs,
-            off.label_interactions.square() * (pairs * LABEL_TRIPLE_WEIGHT**2),
+            off.label_interactions.square() * triples,
         )
 
     @cached_property
-    def _weights(self) -> tuple[Tensor, Tensor]:
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
         column_of, precision = self.layout.column_of, self.precision.float()
-        return precision.diagonal()[column_of], precision[column_of][:, column_of]
+        pairs = precision[column_of][:, column_of]
+        return precision.diagonal()[column_of], pairs, pairs * LABEL_TRIPLE_WEIGHT**2
 
 
 def estimated_patients(layout: MomentLayout, noisy_sum: Tensor) -> float:
