@@ -37,6 +37,8 @@ BRIGHTNESS = 2.0
 ORDER_WEIGHTS = (1.0, 1.0, 0.7)
 DENSE_SIDE = 16
 """Maps of at most this side are filtered by one matrix product, which is many times faster there."""
+SCATTERED_AT_ONCE = 3_000_000
+"""Responses of the finest wavelets that one pass on a CPU may hold; many more do not stay in its cache."""
 
 
 class ImageFeatures(nn.Module):
@@ -65,6 +67,7 @@ class ImageFeatures(nn.Module):
                     self.register_buffer(
                         f"dense_{seen}_{stride}", self._dense(seen, stride), persistent=False
                     )
+        self._at_once = SCATTERED_AT_ONCE // (2 * ORIENTATIONS * math.prod(schema.shape))
         with torch.no_grad():
             self.scattering_size = self.scattering(torch.zeros(1, *schema.shape)).shape[1]
         directions = BANDWIDTH * public_normals((self.scattering_size, FREQUENCIES))
@@ -105,7 +108,8 @@ class ImageFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features, differentiable: (B, C, H, W) in [0, 1] to (B, F) of norm at most `max_norm`."""
-        coefficients = self.scattering(images)
+        at_once = len(images) if images.device.type != "cpu" else self._at_once
+        coefficients = torch.cat([self.scattering(part) for part in images.split(max(1, at_once))])
         scale = (coefficients.square().sum(1, keepdim=True) + BRIGHTNESS**2).rsqrt()
         p = coefficients * scale
         phases = p @ self.directions
@@ -136,6 +140,11 @@ class ImageFeatures(nn.Module):
         if side % self.grid == 0:
             return functional.avg_pool2d(maps, side // self.grid)
         return functional.adaptive_avg_pool2d(maps, self.grid)
+
+
+def fastest_device() -> torch.device:
+    """A GPU where there is one: pictures are measured and fitted there without anybody asking for it."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def oriented_wavelets(orientations: int, side: int) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.image_features import ImageFeatures
+from models.image_features import ImageFeatures, fastest_device
 from models.image_schema import ImageSchema
 from models.schema import StudySchema
 
@@ -57,7 +57,13 @@ class ImageMomentLayout:
 
     @torch.no_grad()
     def sum(
-        self, images: Tensor, codes: Tensor, patient_offsets: Tensor, *, progress: Progress | None = None
+        self,
+        images: Tensor,
+        codes: Tensor,
+        patient_offsets: Tensor,
+        *,
+        progress: Progress | None = None,
+        device: torch.device | None = None,
     ) -> Tensor:
         """The vector summed over patients: float64 (size,).
 
@@ -72,12 +78,14 @@ class ImageMomentLayout:
             codes: (N, columns) int64, categories of the conditioned columns. Sensitive: do not log.
             patient_offsets: (P + 1,) int64; patient i has the images from offset i to offset i + 1.
             progress: called with the done part, from 0 to 1.
+            device: where to compute; `fastest_device` if None.
 
         Raises:
             ValueError: shapes or types that are not of this study, or a code beyond its column.
         """
         self._check(images, codes, patient_offsets)
-        device = self.features.directions.device
+        device = device or fastest_device()
+        features = self.features.to(device)
         counts = patient_offsets.diff()
         weights = (1 / counts.double()).repeat_interleave(counts)
         blocks = [
@@ -85,7 +93,10 @@ class ImageMomentLayout:
         ]
         for start in range(0, len(images), BATCH_IMAGES):
             part = slice(start, start + BATCH_IMAGES)
-            rows = bounded_rows(self.features(images[part].to(device).float() / 255), self.features.max_norm)
+            # In full precision on every device: all sites measure the same function.
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                found = features(images[part].to(device).float() / 255)
+            rows = bounded_rows(found, features.max_norm)
             rows *= weights[part, None].to(device)
             for block, column in zip(blocks, codes[part].to(device).T, strict=True):
                 block.index_add_(0, column, rows)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from models.image_features import ImageFeatures
+from models.image_features import ImageFeatures, fastest_device
 from models.image_generator import ImageGenerator
 from models.image_moments import ImageMomentLayout
 from models.image_schema import ImageFitSettings, ImageSchema
@@ -108,12 +108,12 @@ def fit_images(
         joint_codes: draws (n, columns) categories of the conditioned columns from the fitted table generator.
         progress: called with the done part, from 0 to 1.
         seed: of first weights and batches.
-        device: where to compute; a GPU where there is one if None.
+        device: where to compute; `fastest_device` if None.
 
     Raises:
         ImageFitError: the moments are not finite or not of this study, or tell of no patients.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or fastest_device()
     layout = ImageMomentLayout.of(table, image)
     targets = ImageTargets(layout, noisy_moments, class_totals, noise_std=noise_std)
     source = torch.Generator().manual_seed(seed)
@@ -187,11 +187,13 @@ class MomentFit:
         self._optimizer.param_groups[0]["lr"] = (
             self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
         )
-        cells = (codes.gather(1, places[:, None]).squeeze(1) + self._offsets[places]).to(self._means.device)
+        device = self._means.device
+        cells = codes.gather(1, places[:, None]).squeeze(1) + self._offsets[places]
+        counts = torch.bincount(cells, minlength=len(self._means)).float().to(device)
+        cells = cells.to(device)
         self.generator.train()
-        with torch.autocast(self._means.device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             features = self.features(self.generator.images(codes, source)).float()
-        counts = torch.bincount(cells, minlength=len(self._means)).float()
         now = torch.zeros_like(self._means).index_add_(0, cells, features.detach())
         memory = MEMORY[0] + (MEMORY[1] - MEMORY[0]) * done
         if self._step:  # what is off, by the earlier batches alone

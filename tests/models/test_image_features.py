@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from torch.nn import functional
 
 from models.image_features import ImageFeatures, public_normals
 from models.image_schema import ImageSchema
@@ -76,6 +77,46 @@ def test_public_directions_are_these_numbers_in_every_version():
 
 
 PINNED = [0.9737143, -0.7205825, 1.0462775, -0.2001967]
+
+
+@pytest.mark.parametrize(("size", "channels"), FORMS)
+def test_features_are_what_the_formula_says(size, channels):
+    """Plain convolutions of one image after the other, whatever the product does to be fast."""
+    found = ImageFeatures.of(schema_of(size, channels))
+    images = torch.rand(4, channels, size, size, generator=torch.Generator().manual_seed(size))
+    found._at_once = 3  # so that four images go through in two parts
+    expected = torch.cat([formula(found, image[None].double()) for image in images])
+    torch.testing.assert_close(found(images).double(), expected, rtol=0, atol=2e-5)
+
+
+def formula(features, image):
+    def moduli(maps, stride=1):
+        found = functional.conv2d(maps, features.wavelets.double(), padding=3, stride=stride)
+        return (found[:, :8] ** 2 + found[:, 8:] ** 2 + 1e-8).sqrt()
+
+    def pooled(maps):
+        side = maps.shape[-1]
+        return functional.adaptive_avg_pool2d(maps, features.grid if side > features.grid else side)
+
+    level = torch.einsum("oc,bchw->bohw", features.opponents.double(), image)
+    parts = [pooled(level).flatten()]
+    for depth in range(features.num_levels):
+        first = moduli(level.transpose(0, 1))
+        parts.append(pooled(first).flatten())
+        if depth + 1 < features.num_levels:
+            halves = functional.avg_pool2d(first[:1], 2).transpose(0, 1)
+            parts.append(0.7 * pooled(moduli(halves, stride=2)).flatten())
+            level = functional.avg_pool2d(level, 2)
+    p = torch.cat(parts)
+    p = p / (p.square().sum() + 4).sqrt()
+    phases = p @ features.directions.double()
+    return torch.cat([p, phases.cos() / 1500**0.5, phases.sin() / 1500**0.5])[None]
+
+
+def test_features_are_computed_where_the_images_are():
+    """A tensor that stayed on the CPU would raise; the meta device stands for a GPU."""
+    images = torch.zeros(2, 3, 32, 32, device="meta")
+    assert ImageFeatures.of(schema_of(32, 3)).to("meta")(images).device.type == "meta"
 
 
 def test_making_features_leaves_torchs_own_generator_alone():

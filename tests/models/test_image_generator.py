@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.generator import GeneratorError
-from models.image_generator import ImageGenerator
+from models.image_generator import ImageGenerator, doubled
 from models.image_schema import ImageSchema
 
 SCHEMA = ImageSchema(size=12, channels=3, conditioned_on=("digit", "age"))
@@ -28,6 +28,17 @@ def test_pictures_of_every_form_lie_between_0_and_1(size, channels):
     found = ImageGenerator(schema, (3,), latent=4, width=4).images(torch.tensor([[0], [2]]))
     assert found.shape == (2, channels, size, size)
     assert bool(((found >= 0) & (found <= 1)).all())
+
+
+def test_doubling_is_the_convolution_of_repeated_pixels():
+    maps, convolution = torch.randn(2, 5, 7, 7), torch.nn.Conv2d(5, 3, 3, padding=1)
+    expected = convolution(torch.nn.functional.interpolate(maps, scale_factor=2))
+    torch.testing.assert_close(doubled(maps, convolution), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_are_drawn_where_the_generator_is():
+    """Rows and normals come from the CPU; the meta device stands for a GPU."""
+    assert ImageGenerator(SCHEMA, CARDINALITIES).to("meta").images(CODES).device.type == "meta"
 
 
 def test_arrays_give_back_the_same_pictures_and_carry_their_prefix(generator):

@@ -55,6 +55,15 @@ def test_a_patients_images_share_one_unit_of_weight():
     torch.testing.assert_close(many, once, rtol=1e-4, atol=1e-6)
 
 
+def test_images_are_measured_on_the_device_that_is_asked_for():
+    """Everything is computed on the meta device, which stands for a GPU; only its sums cannot be copied back."""
+    images, codes, offsets = patients([2, 1], 3)
+    layout = ImageMomentLayout.of(TABLE, IMAGE)
+    with pytest.raises(NotImplementedError, match="copy out of meta tensor"):
+        layout.sum(images, codes, offsets, device=torch.device("meta"))
+    assert layout.features.directions.device.type == "meta"
+
+
 def test_images_of_different_categories_split_the_unit():
     images, codes, _ = patients([2], 5)
     codes[:, 0] = torch.tensor([0, 2])

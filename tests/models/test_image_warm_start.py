@@ -1,5 +1,6 @@
 """The image fit: an unbiased gradient, pictures of the right category, and refusals."""
 
+import contextlib
 import json
 
 import pytest
@@ -103,6 +104,20 @@ def test_the_first_step_only_looks(measured):
     assert all(torch.equal(a, b) for a, b in zip(before, generator.parameters(), strict=True))
     state.step(batches.draw(source), source)
     assert not all(torch.equal(a, b) for a, b in zip(before, generator.parameters(), strict=True))
+
+
+def test_a_step_computes_on_the_generators_device(measured, monkeypatch):
+    """A tensor that stayed on the CPU would raise; the meta device stands for a GPU (autocast does not know it)."""
+    monkeypatch.setattr(torch, "autocast", lambda *_: contextlib.nullcontext())
+    targets = ImageTargets(LAYOUT, *measured, noise_std=0.01)
+    source = torch.Generator().manual_seed(0)
+    batches = CodeBatches(joint_codes(100, source), targets, 16)
+    features = ImageMomentLayout.of(TABLE, IMAGE).features.to("meta")
+    state = MomentFit(
+        ImageGenerator(IMAGE, (2, 2), latent=4, width=8).to("meta"), features, targets, SETTINGS
+    )
+    for _ in range(2):
+        state.step(batches.draw(source), source)
 
 
 def test_categories_hidden_by_noise_do_not_count(measured):
