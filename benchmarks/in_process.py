@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from client.connectors.settings import ImageSource, TableFile
 from client.home import SiteHome
 from client.policy import load_policy, policy_text
 from client.rounds import SiteRounds
 from models.exchange import RoundReply, RoundRequest
-from models.generator import MixtureGenerator
 from models.study import Study
+from models.study_generator import StudyGenerator
 from models.weights import decode_arrays
 from server import round_records, runs, sites, studies
 from server.federation import Enough, SiteFailure
@@ -62,7 +63,7 @@ class InProcessLab:
 
     Args:
         folder: where their homes are laid out.
-        tables: each site's patients.
+        tables: each site's patients: a table, which is written as a file, or where its pictures are.
         epsilon: every site's cap per study.
         delta: every site's ceiling of delta.
         patient_id: the column that names the patient, if the tables have one.
@@ -72,7 +73,7 @@ class InProcessLab:
     def __init__(
         self,
         folder: Path,
-        tables: Mapping[str, pd.DataFrame],
+        tables: Mapping[str, pd.DataFrame | ImageSource],
         *,
         epsilon: float = 10.0,
         delta: float = 1e-5,
@@ -83,17 +84,20 @@ class InProcessLab:
         self.store = Store.open(self.coordinator)
         self.sites: dict[str, SiteHome] = {}
         for name, table in tables.items():
-            data = folder / f"{name}.parquet"
-            table.to_parquet(data)
+            data = _parquet(table, folder / name) if isinstance(table, pd.DataFrame) else table
+            settings = data.model_dump(
+                mode="json", exclude_none=True, exclude_defaults=True, exclude={"kind", "path"}
+            )
             site = SiteHome.create(
                 folder / name,
                 name=name,
                 superlink_address=self.coordinator.superlink_address,
                 ca_certificate=self.coordinator.ca_certificate.read_bytes(),
                 coordinator_key=self.coordinator.verify_key.text,
-                data_path=data,
-                data_kind="parquet",
-                patient_id=patient_id,
+                data_path=data.path,
+                data_kind=data.kind,
+                patient_id=patient_id if isinstance(table, pd.DataFrame) else None,
+                data_settings=settings,
             )
             site.policy_file.write_text(
                 policy_text(
@@ -116,7 +120,7 @@ class InProcessLab:
             self.sites[name] = site
         self.federation = InProcessFederation({name: SiteRounds(site) for name, site in self.sites.items()})
 
-    def train(self, study: Study) -> MixtureGenerator:
+    def train(self, study: Study) -> StudyGenerator:
         """Register the study, run all its rounds, and return the generator of the release candidate."""
         registered = studies.register_study(self.store, study, created_by="benchmark").study
         run = runs.create_run(self.store, registered.name, started_by="benchmark")
@@ -124,8 +128,14 @@ class InProcessLab:
         assert release is not None
         return self.generator(registered, run.id, release.round)
 
-    def generator(self, study: Study, run: str, round_number: int) -> MixtureGenerator:
+    def generator(self, study: Study, run: str, round_number: int) -> StudyGenerator:
         """The generator that a recorded round gave."""
         recorded = round_records.get_round(self.store, run, round_number)
         arrays = decode_arrays(self.store.load(recorded.arrays["generator"]))
-        return MixtureGenerator.from_arrays(arrays, study.table.cardinalities)
+        return StudyGenerator.from_arrays(arrays, study)
+
+
+def _parquet(table: pd.DataFrame, site: Path) -> TableFile:
+    file = site.with_name(f"{site.name}.parquet")
+    table.to_parquet(file)
+    return TableFile(kind="parquet", path=file)

@@ -72,7 +72,7 @@ def train(
         lab = InProcessLab(Path(folder), held, epsilon=study.privacy.epsilon, delta=study.privacy.delta)
         if attack:
             lab.federation.sites[HOSTILE] = HostileSite(lab.sites[HOSTILE], attack=attack)
-        generator = lab.train(study)
+        generator = lab.train(study).table
         rounds = round_records.list_rounds(lab.store, runs.list_runs(lab.store)[0].id)
         counted = sum(
             spend.site == HOSTILE and spend.outcome == "accepted" for one in rounds for spend in one.spends

@@ -58,7 +58,7 @@ def run_with(tmp_path, attack: str, rule: str):
         tables[LIAR] = flip_labels(tables[LIAR], "ill")
     lab = InProcessLab(tmp_path, tables, epsilon=6.0)
     lab.federation.sites[LIAR] = HostileSite(lab.sites[LIAR], attack=attack)
-    generator = lab.train(study(rule))
+    generator = lab.train(study(rule)).table
     (run,) = runs.list_runs(lab.store)
     rounds = round_records.list_rounds(lab.store, run.id)
     said = "\n".join(message.text for message in runs.run_messages(lab.store, run.id))
