@@ -1,7 +1,8 @@
 """One database, SQLite or PostgreSQL by URL, with one helper for transactions.
 
 SQLite runs with WAL and synchronous=FULL; a writer begins with BEGIN IMMEDIATE, since two that read and
-then update would otherwise both decide on the old state. PostgreSQL must have fsync and synchronous commit on.
+then update would otherwise both decide on the old state. PostgreSQL must have fsync and synchronous commit on; who
+only reads there needs no transaction around it, since each statement sees what is committed when it begins in any case.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import Session
+
+from server import postgresql
 
 BUSY_TIMEOUT_SECONDS = 30
 POOL_SIZE = 10
@@ -52,7 +55,9 @@ class Database:
             event.listen(self.engine, "begin", _begin_sqlite)
         elif parsed.drivername == "postgresql+pg8000":
             self.engine = create_engine(parsed, pool_size=POOL_SIZE)
+            event.listen(self.engine, "do_connect", postgresql.connect)
             event.listen(self.engine, "connect", _check_postgresql)
+            event.listen(self.engine, "begin", _begin_postgresql)
             event.listen(self.engine, "checkout", _ask_after_idling)
             event.listen(self.engine, "checkin", _note_use)
         else:
@@ -61,6 +66,7 @@ class Database:
                 "postgresql+pg8000://user:password@host/name"
             )
         self._writer: Engine = self.engine.execution_options(fedtwin_write=True)
+        self._reader: Engine = self.engine.execution_options(fedtwin_read=True)
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -71,8 +77,14 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that only reads; it never waits for a writer and leaves nothing behind."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        with Session(self._reader, expire_on_commit=False, autoflush=False) as session:
             yield session
+
+    @contextmanager
+    def rows(self) -> Iterator[Connection]:
+        """As `read`, for plain rows: what every request asks costs half of what objects do."""
+        with self._reader.connect() as connection:
+            yield connection
 
     def lock(self, session: Session, name: str) -> None:
         """Let one writer at a time past here until its transaction ends; BEGIN IMMEDIATE does it on SQLite."""
@@ -95,6 +107,11 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get("fedtwin_write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    reads = connection.get_execution_options().get("fedtwin_read", False)
+    connection.connection.dbapi_connection.autocommit = reads  # type: ignore[union-attr]
 
 
 def _check_postgresql(connection: Any, _record: Any) -> None:

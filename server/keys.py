@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from sqlalchemy import select
+from sqlalchemy import Row, bindparam, func, select
 
 from server.errors import ConflictError, InvalidError, NotFoundError
 from server.store import Store
-from server.tables import ApiKeyRow, Role
+from server.tables import ApiKeyRow, LedgerEntryRow, Role
 
 DEFAULT_LIFETIME = dt.timedelta(days=365)
 DEFAULT_OVERLAP = dt.timedelta(days=7)
@@ -30,6 +30,10 @@ SCOPES = tuple(f"{area}:{act}" for area in AREAS for act in ("read", "write"))
 USE_RESOLUTION = dt.timedelta(minutes=1)
 _FORM = re.compile(r"ftw_([a-z0-9]{10})_([A-Za-z0-9_-]{43})")
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+_FIND = select(
+    ApiKeyRow.__table__,
+    select(func.coalesce(func.max(LedgerEntryRow.index) + 1, 0)).scalar_subquery().label("ledger_size"),
+).where(ApiKeyRow.prefix == bindparam("wanted"))
 _NO_HASH = hashlib.sha256(b"no key has this secret").hexdigest()
 
 
@@ -48,6 +52,7 @@ class ApiKey:
         rows_per_day: synthetic patients that may be asked for with it on one day; None: what the settings say.
         replaced_by: the prefix of the key that took its place.
         is_token: whether a short-lived token stands for it, which must not turn into a key.
+        ledger_size: entries of the ledger when the key was looked up, by the same query; None: not counted.
     """
 
     prefix: str
@@ -61,6 +66,7 @@ class ApiKey:
     rows_per_day: int | None = None
     replaced_by: str | None = None
     is_token: bool = False
+    ledger_size: int | None = None
 
     def allows(self, scope: str) -> bool:
         """Whether the key's scopes hold this one; what its role may do is another question."""
@@ -164,18 +170,17 @@ def check_key(store: Store, text: str) -> ApiKey:
     form = _FORM.fullmatch(text)
     prefix, secret = form.groups() if form else ("", "")
     now = store.clock()
-    with store.database.read() as session:
-        row = session.get(ApiKeyRow, prefix)
-        known = secrets.compare_digest(_hash(secret), _NO_HASH if row is None else row.secret_hash)
-        if row is None or not known:
-            raise KeyRefusedError("this is not a key of this coordinator")
-        key = _key(row)
+    row = _find(store, prefix)
+    known = secrets.compare_digest(_hash(secret), _NO_HASH if row is None else row.secret_hash)
+    if row is None or not known:
+        raise KeyRefusedError("this is not a key of this coordinator")
+    key = _key(row, ledger_size=row.ledger_size)
     _check_good(key, now)
     if key.last_used_at is None or now - key.last_used_at >= USE_RESOLUTION:
         with store.database.write() as session:
-            row = session.get(ApiKeyRow, prefix)
-            if row is not None:
-                row.last_used_at = now
+            used = session.get(ApiKeyRow, prefix)
+            if used is not None:
+                used.last_used_at = now
     return key
 
 
@@ -185,11 +190,10 @@ def good_key(store: Store, prefix: str) -> ApiKey:
     Raises:
         KeyRefusedError: unknown, revoked or expired since.
     """
-    with store.database.read() as session:
-        row = session.get(ApiKeyRow, prefix)
-        if row is None:
-            raise KeyRefusedError("this is not a key of this coordinator")
-        key = _key(row)
+    row = _find(store, prefix)
+    if row is None:
+        raise KeyRefusedError("this is not a key of this coordinator")
+    key = _key(row, ledger_size=row.ledger_size)
     _check_good(key, store.clock())
     return key
 
@@ -200,11 +204,10 @@ def get_key(store: Store, prefix: str) -> ApiKey:
     Raises:
         NotFoundError: there is none.
     """
-    with store.database.read() as session:
-        row = session.get(ApiKeyRow, prefix)
-        if row is None:
-            raise NotFoundError("API key", prefix)
-        return _key(row)
+    row = _find(store, prefix)
+    if row is None:
+        raise NotFoundError("API key", prefix)
+    return _key(row, ledger_size=row.ledger_size)
 
 
 def revoke_key(store: Store, prefix: str) -> ApiKey:
@@ -264,7 +267,13 @@ def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def _key(row: ApiKeyRow) -> ApiKey:
+def _find(store: Store, prefix: str) -> Row[Any] | None:
+    """The key's row, with how many entries the ledger has."""
+    with store.database.rows() as connection:
+        return connection.execute(_FIND, {"wanted": prefix}).one_or_none()
+
+
+def _key(row: ApiKeyRow | Row[Any], *, ledger_size: int | None = None) -> ApiKey:
     return ApiKey(
         prefix=row.prefix,
         role=row.role,
@@ -276,4 +285,5 @@ def _key(row: ApiKeyRow) -> ApiKey:
         scopes=None if row.scopes is None else tuple(row.scopes),
         rows_per_day=row.rows_per_day,
         replaced_by=row.replaced_by,
+        ledger_size=ledger_size,
     )

@@ -8,7 +8,7 @@ that a crash could take back.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -292,10 +292,19 @@ def _own_checkpoint(note: bytes, key: VerifyKey) -> Checkpoint:
 
 
 def _leaves(session: Session) -> list[bytes]:
-    bodies: Iterable[bytes] = session.scalars(
-        select(LedgerEntryRow.body).order_by(LedgerEntryRow.index).execution_options(yield_per=READ_AHEAD)
-    )
-    return [leaf_hash(body) for body in bodies]
+    """The hashes of all entries, which are numbered without gaps; read a portion at a time."""
+    leaves: list[bytes] = []
+    while True:
+        query = (
+            select(LedgerEntryRow.body)
+            .where(LedgerEntryRow.index >= len(leaves))
+            .order_by(LedgerEntryRow.index)
+            .limit(READ_AHEAD)
+        )
+        portion = session.scalars(query).all()
+        leaves += [leaf_hash(body) for body in portion]
+        if len(portion) < READ_AHEAD:
+            return leaves
 
 
 def _leaves_of(store: Store) -> list[bytes]:

@@ -29,6 +29,7 @@ from server.api import (
     sites,
     studies,
 )
+from server.api.kept_answers import KeptAnswers
 from server.api.limits import RequestLimits
 from server.api.metering import RequestMeter
 from server.api.openapi import describe
@@ -147,6 +148,7 @@ def create_app(
     app.state.wrong_answers = invitations.WrongAnswers()
     app.state.previewer = previewer
     app.state.wrong_secrets = invitations.WrongAnswers()
+    app.state.kept_answers = KeptAnswers()
     app.state.meter = RequestMeter(store.allowances.requests_per_minute)
     app.state.streams = run_events.StreamSlots()
     routers = [feature.router for feature in FEATURES]

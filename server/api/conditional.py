@@ -48,10 +48,15 @@ def has_already(request: Request, headers: dict[str, str]) -> bool:
     return "*" in tags or headers["ETag"] in tags
 
 
-def json_answer(request: Request, model: BaseModel) -> Response:
-    """The model as JSON, or 304."""
+def json_body(model: BaseModel) -> tuple[bytes, str]:
+    """(the model as JSON, its SHA-256)."""
     body = model.model_dump_json().encode()
-    headers = validators(hashlib.sha256(body).hexdigest())
+    return body, hashlib.sha256(body).hexdigest()
+
+
+def body_answer(request: Request, body: bytes, sha256: str, media_type: str = "application/json") -> Response:
+    """The body, or 304."""
+    headers = validators(sha256)
     if has_already(request, headers):
         return Response(status_code=304, headers=headers)
-    return Response(body, media_type="application/json", headers=headers)
+    return Response(body, media_type=media_type, headers=headers)

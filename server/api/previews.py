@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from starlette.concurrency import run_in_threadpool
 
 from server.api.auth import AnyRole, OperatorOrResearcher, StoreDep
-from server.api.conditional import NOT_MODIFIED, VALIDATORS, has_already, json_answer, validators
+from server.api.conditional import NOT_MODIFIED, VALIDATORS, body_answer, json_body
 from server.api.problems import ProblemError, responses
 from server.api.releases import Digest, visible_release
 from server.cohorts import MAX_CONDITIONS, MAX_SEED
@@ -88,7 +88,7 @@ async def get_preview(
     shown = await _preview(
         request, store, key, digest, conditions=where or (), columns=column or (), seed=seed
     )
-    return json_answer(request, shown)
+    return body_answer(request, *json_body(shown))
 
 
 @router.post("/{digest}/preview", summary="Preview a cohort by an object", responses=ERRORS)
@@ -150,10 +150,7 @@ async def show_pictures(
         return previewer.ask_pictures(store, release, conditions=where, seed=seed)
 
     sheet = await _in_time(previewer, ask, seconds=None if is_patient else previewer.seconds)
-    headers = validators(hashlib.sha256(sheet).hexdigest())
-    if has_already(request, headers):
-        return Response(status_code=304, headers=headers)
-    return Response(sheet, media_type="image/png", headers=headers)
+    return body_answer(request, sheet, hashlib.sha256(sheet).hexdigest(), "image/png")
 
 
 async def _in_time(previewer: Previewer, ask: Callable[[], Future[T]], *, seconds: float | None) -> T:

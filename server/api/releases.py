@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -11,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.study import Study
 from server import releases, studies
 from server.api.auth import AnyRole, Operator, StoreDep
-from server.api.conditional import NOT_MODIFIED, json_answer
+from server.api.conditional import NOT_MODIFIED
+from server.api.kept_answers import kept_answer
 from server.api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
 from server.api.problems import responses
 from server.api.runs import SpendOut, spend_out
@@ -100,7 +102,7 @@ class Reason(BaseModel):
 @router.get(
     "", summary="List releases", response_model=Page[ReleaseOut], responses={**NOT_MODIFIED, **responses()}
 )
-def list_releases(
+async def list_releases(
     request: Request,
     key: AnyRole,
     store: StoreDep,
@@ -117,22 +119,39 @@ def list_releases(
     state: ReleaseState | None = None,
 ) -> Response:
     """Releases, newest first. Researchers see what was published; operators and auditors see all."""
-    seen = SEEN_BY_RESEARCHERS if key.role == "researcher" else None
+
+    def make() -> Page[ReleaseOut]:
+        return _catalogue(
+            store,
+            is_researcher=key.role == "researcher",
+            limit=limit,
+            before=decode_cursor(cursor),
+            wanted={"q": q, "name": study, "modality": modality, "column": column},
+            state=state,
+        )
+
+    return await kept_answer(request, key, make)
+
+
+def _catalogue(
+    store: Store,
+    *,
+    is_researcher: bool,
+    limit: int,
+    before: tuple[dt.datetime, str] | None,
+    wanted: Mapping[str, str | None],
+    state: ReleaseState | None,
+) -> Page[ReleaseOut]:
+    seen = SEEN_BY_RESEARCHERS if is_researcher else None
     states = seen if state is None else tuple(one for one in (state,) if seen is None or one in seen)
     matching = None
-    if any(wanted is not None for wanted in (q, study, modality, column)):
-        matching = [
-            kept.study.name
-            for kept in studies.list_studies(store)
-            if _matches(kept.study, q=q, name=study, modality=modality, column=column)
-        ]
-    found = releases.list_releases(
-        store, limit=limit + 1, before=decode_cursor(cursor), states=states, studies=matching
-    )
+    if any(one is not None for one in wanted.values()):
+        matching = [kept.study.name for kept in studies.list_studies(store) if _matches(kept.study, **wanted)]
+    found = releases.list_releases(store, limit=limit + 1, before=before, states=states, studies=matching)
     more = encode_cursor(found[limit - 1].created_at, found[limit - 1].digest) if len(found) > limit else None
     known = studies.get_studies(store, {one.study for one in found[:limit]})
     items = [ReleaseOut(**_fields(one, known[one.study].study)) for one in found[:limit]]
-    return json_answer(request, Page[ReleaseOut](items=items, next_cursor=more))
+    return Page[ReleaseOut](items=items, next_cursor=more)
 
 
 @router.get(
@@ -141,9 +160,9 @@ def list_releases(
     response_model=ReleaseDetail,
     responses={**NOT_MODIFIED, **responses(404)},
 )
-def get_release(request: Request, digest: Digest, key: AnyRole, store: StoreDep) -> Response:
+async def get_release(request: Request, digest: Digest, key: AnyRole, store: StoreDep) -> Response:
     """Data dictionary, budgets and limits of use of a release."""
-    return json_answer(request, _detail(store, visible_release(store, key, digest)))
+    return await kept_answer(request, key, lambda: _detail(store, visible_release(store, key, digest)))
 
 
 @router.post("/{digest}/publish", summary="Publish a release", responses=responses(404, 409))

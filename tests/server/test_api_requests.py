@@ -414,7 +414,7 @@ def test_a_database_that_is_locked_is_503_and_to_be_tried_again(api, scenario) -
     def away(*_args, **_kwargs):
         raise OperationalError("SELECT", {}, Exception("database is locked"))
 
-    event.listen(scenario.store.database.engine, "do_connect", away)
+    event.listen(scenario.store.database.engine, "do_connect", away, insert=True)
     answer = api.get("operator", "/v1/studies")
     _problem(answer, 503)
     assert answer.headers["retry-after"] == "5"
