@@ -409,17 +409,16 @@ def test_the_export_passes_the_offline_verifier_once_the_sites_countersigned(api
 
 def test_a_database_that_is_locked_is_503_and_to_be_tried_again(api, scenario) -> None:
     scenario.register()
-    scenario.store.close()
 
     def away(*_args, **_kwargs):
         raise OperationalError("SELECT", {}, Exception("database is locked"))
 
-    event.listen(scenario.store.database.engine, "do_connect", away, insert=True)
+    event.listen(scenario.store.database.engine, "begin", away)
     answer = api.get("operator", "/v1/studies")
     _problem(answer, 503)
     assert answer.headers["retry-after"] == "5"
     _problem(api.get(None, "/v1/health"), 503)
-    event.remove(scenario.store.database.engine, "do_connect", away)
+    event.remove(scenario.store.database.engine, "begin", away)
     assert api.get("operator", "/v1/studies").status_code == 200
 
 
