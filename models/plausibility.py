@@ -134,10 +134,9 @@ def _smallest_count(layout: MomentLayout, vector: Tensor) -> tuple[float, int]:
     emphasis = layout.pair_emphasis[column_of][:, column_of]
     measured = spread * spread.T / emphasis.square()  # what the noise of an interaction leaves in a cell
     pair_variance = measured + margins + second.square() * _total_std(layout) ** 2
-    smallest = [
-        found.one_way.min(),
-        (pairs / pair_variance.sqrt())[first].min() if first.any() else singles.min(),
-    ]
+    smallest = [found.one_way.min()]
+    if first.any():
+        smallest.append((pairs / pair_variance.sqrt())[first].min())
     cells = layout.width + int(first.sum())
     if layout.label is not None:
         own = slice(*layout.offsets[layout.label : layout.label + 2])

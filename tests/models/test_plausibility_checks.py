@@ -126,6 +126,17 @@ def test_one_column_is_enough():
     check_moments(layout, vector, noise_std=1.0, sensitivity=layout.sensitivity)
 
 
+@pytest.mark.parametrize("counts", [(900, 100), (1000, 0), (1, 5, 900, 3)])
+def test_one_column_whose_categories_are_not_equally_common_passes(counts):
+    layout = MomentLayout((len(counts),), 0)
+    codes = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[:, None]
+    exact = layout.sum(EncodedTable(codes, torch.arange(len(codes) + 1)))
+    check_moments(layout, exact + 0.5, noise_std=1.0, sensitivity=layout.sensitivity)
+    exact[int(exact.argmin())] = -30.0
+    with pytest.raises(ImplausibleError, match="below zero|norm"):
+        check_moments(layout, exact, noise_std=1.0, sensitivity=layout.sensitivity)
+
+
 @pytest.fixture
 def study() -> Study:
     columns = [
