@@ -1,10 +1,13 @@
-"""What synthetic images are worth: four sites, noise added at each, a classifier trained on the synthetic only.
+"""What synthetic pictures are worth: sites that each add their own noise, a classifier trained on the synthetic only.
 
     python benchmarks/images.py --data DIR --dataset mnist --epsilon 1 --sites 4
+    python benchmarks/images.py --data DIR --dataset mnist --profile
 
-Every site sums its patients' bounded features and adds its own noise with the product's mechanism; the sum is
-fitted by the product's warm start. One image is one patient. The classifier's recipe is the same for real and
-synthetic images and for every data set; the test images are looked at once, at the end.
+Trains through the product's own code (`federation.train_with_pictures`): each site reads its pictures from files of its
+own, and its guard debits before any noise is drawn. The synthetic patients are drawn as a researcher gets them, rows
+with pictures. The classifier's recipe is the same for real and synthetic pictures and for every data set; the test
+pictures are looked at once, at the end. How well pictures follow their rows is what classifiers trained on real
+pictures read out of the synthetic ones.
 
 Published figures (accuracy on MNIST's test images at epsilon 1 and 10, a trusted centre, no public data):
 DPImageBench, Gong and others, CCS 2025; and for epsilon 10 alone Bie, Kamath, Zhang, Private GANs, Revisited, 2023.
@@ -14,24 +17,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
+import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor
-from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from federation import train_with_pictures
 from images_data import NAMES, ImageData, data_folder, load
 from images_metrics import (
     CLASSIFIER_STEPS,
     Classifier,
+    accuracy,
     downstream,
     fidelity,
     fractal_network,
@@ -39,17 +47,13 @@ from images_metrics import (
     save_sheet,
     train_classifier,
 )
+from images_profile import profile, show_profile
+from tabular import write_json
 
-from models.image_generator import ImageGenerator
-from models.measurement import Measurement
+from models.sampling import sample_cohort
 from models.study import Study
-from models.study_generator import fit_study
-from models.table import EncodedTable
-from privacy.budget import PrivacyBudget
-from privacy.calibration import calibrate_phases
-from privacy.events import MechanismEvent
-from privacy.mechanisms import release_sum
-from privacy.noise import SystemNoise
+from models.study_generator import StudyGenerator
+from models.weights import encode_arrays
 
 PUBLISHED = {
     "mnist": {
@@ -62,165 +66,182 @@ PUBLISHED = {
         "Bie, Kamath, Zhang": ("", "94.4"),
     }
 }
-SYNTHETIC_PER_RUN = 60_000
+MEASURES = ("accuracy", "auc", "precision", "recall", "density", "coverage", "frechet")
+MAX_SYNTHETIC = 60_000
 FIDELITY_SAMPLE = 4_000
-SHEET_ROWS = 10
+SHEET_ROWS, SHEET_COLUMNS = 10, 10
+SLOW_SITE_SECONDS = 3600.0
+Found = dict[str, list[dict[str, float]]]
 
 
-def make_study(data: ImageData, *, epsilon: float, delta: float, steps: int) -> Study:
-    """The study, with the noise that keeps it within the budget."""
-    study = Study.from_dict(
+def make_study(
+    data: ImageData, *, epsilon: float, delta: float, steps: int, changes: Sequence[str] = ()
+) -> Study:
+    """The study; `changes` are settings such as `measure.table_share=0.2` or `warm_start.image.width=48`."""
+    definition: dict[str, dict[str, object]] = {
+        "measure": {},
+        "warm_start": {"image": {"steps": steps}},
+        "refine": {},
+    }
+    for change in changes:
+        name, _, value = change.partition("=")
+        section: dict[str, object] = {**definition}
+        *path, field = name.split(".")
+        for part in path:
+            section = section[part]  # type: ignore[assignment]
+        section[field] = json.loads(value)
+    return Study.from_dict(
         {
-            "name": f"benchmark-{data.name}",
+            "name": f"benchmark-{data.name.replace('_', '-')}",
             "privacy": {"epsilon": epsilon, "delta": delta},
-            "table": {**data.table.model_dump(mode="json"), "patient_id": "patient"},
+            "table": data.table.model_dump(mode="json"),
             "image": data.image.model_dump(mode="json"),
-            "warm_start": {"image": {"steps": steps}},
+            "federation": {"round_deadline_seconds": SLOW_SITE_SECONDS},
+            **definition,
         }
     )
-    plan = calibrate_phases(
-        budget=PrivacyBudget(epsilon=epsilon, delta=delta),
-        measure=[MechanismEvent.from_dict(study.mechanism("measure"))],
-        refine=[],
-        measure_share=1.0,
-    )
-    assert plan.measure_noise_multiplier is not None
-    return study.calibrated(measure=plan.measure_noise_multiplier, refine=None)
 
 
-def train(study: Study, data: ImageData, sites: int, tell: Any) -> tuple[ImageGenerator, dict[str, float]]:
-    """Measure at each site with its own noise, and fit the sum; the generator and how long each took."""
-    assert study.measure.noise_multiplier is not None
-    measurement, noise = Measurement.of(study), SystemNoise()
-    started, total = time.perf_counter(), torch.zeros(measurement.size, dtype=torch.float64)
-    for images, labels in data.split(sites):
-        patients = EncodedTable(
-            codes=labels[:, None], patient_offsets=torch.arange(len(images) + 1), images=images
-        )
-        total += release_sum(
-            measurement.sum(patients),
-            max_norm=measurement.sensitivity,
-            noise_multiplier=study.measure.noise_multiplier,
-            noise=noise,
-        )
-    measured = time.perf_counter()
-    noise_std = study.measure.noise_multiplier * measurement.sensitivity * sites**0.5
-    fitted = fit_study(study, total, noise_std=noise_std, progress=tell)
-    done = time.perf_counter()
-    assert fitted.generator.image is not None
-    return fitted.generator.image, {"measure_s": measured - started, "fit_s": done - measured}
+def train(study: Study, data: ImageData, num_sites: int) -> StudyGenerator:
+    """Lay out the sites' files, and train over them."""
+    with tempfile.TemporaryDirectory() as folder:
+        return train_with_pictures(study, data.place(num_sites, Path(folder)))
 
 
-def drawn(generator: ImageGenerator, num_classes: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Synthetic images with labels, classes in equal numbers."""
-    labels = torch.arange(count) % num_classes
-    return generator.sample(labels[:, None], seed=seed), labels
-
-
-def plain_step_seconds(generator: ImageGenerator, batch: int = 300, repeats: int = 5) -> float:
-    """A step of the same generator on a plain loss in pixels, without privacy or features: the yardstick."""
-    model = ImageGenerator.from_arrays(
-        generator.to_arrays(), generator.schema, generator.cardinalities
-    ).train()
-    codes = torch.arange(batch)[:, None] % generator.cardinalities[0]
-    target = torch.rand(batch, *generator.schema.shape)
-    optimizer, started = torch.optim.Adam(model.parameters(), 1e-5), 0.0
-    for k in range(repeats + 1):
-        if k == 1:
-            started = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = functional.mse_loss(model.images(codes).float(), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return (time.perf_counter() - started) / repeats
+def draw(generator: StudyGenerator, count: int, *, seed: int) -> tuple[Tensor, pd.DataFrame]:
+    """Synthetic patients as a researcher gets them: pictures uint8 (N, C, H, W), and their rows."""
+    pictures, rows = [], []
+    for chunk, frame in enumerate(sample_cohort(generator.table, generator.study.table, count, seed=seed)):
+        for part, images in generator.with_pictures(frame, seed=seed, chunk=chunk):
+            assert images is not None
+            pictures.append(images)
+            rows.append(part)
+    return torch.from_numpy(np.concatenate(pictures)), pd.concat(rows, ignore_index=True)
 
 
 def judge(
-    images: Tensor, labels: Tensor, data: ImageData, network: Classifier, steps: int
+    model: Classifier, images: Tensor, data: ImageData, network: Classifier, *, seed: int
 ) -> dict[str, float]:
-    """All figures of one set of training images against the real test images."""
-    model = train_classifier(images, labels, data.num_classes, seed=0, steps=steps)
-    figures = downstream(model, data.test, data.test_labels)
-    # In the classes' real proportions, so that coverage and distance compare like with like.
-    shares = data.train_labels.bincount(minlength=data.num_classes) / len(data.train_labels)
-    size = min(FIDELITY_SAMPLE, len(data.test))
-    picked = torch.cat(
-        [(labels == c).nonzero().squeeze(1)[: int(size * share)] for c, share in enumerate(shares.tolist())]
-    )
-    real = data.test[torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[:size]]
-    seen = network.outputs(real, features=True), network.outputs(images[picked], features=True)
-    return figures | fidelity(*seen)
+    """All figures of training pictures and of the classifier that was trained on them, on the real test pictures."""
+    figures = downstream(model, data.test, data.codes(data.test_rows, data.label))
+    source = torch.Generator().manual_seed(seed)
+    size = min(FIDELITY_SAMPLE, len(data.test), len(images))
+    real, picked = (part[torch.randperm(len(part), generator=source)[:size]] for part in (data.test, images))
+    return figures | fidelity(network.outputs(real, features=True), network.outputs(picked, features=True))
 
 
-def save_pictures(generator: ImageGenerator, data: ImageData, folder: Path, stem: str) -> None:
-    """A sheet of synthetic images, one class per column, and one of each with its nearest training image."""
+def save_pictures(images: Tensor, rows: pd.DataFrame, data: ImageData, folder: Path, stem: str) -> None:
+    """A sheet of synthetic pictures, a label per column, and one with the nearest training picture below each."""
     folder.mkdir(parents=True, exist_ok=True)
-    columns = max(data.num_classes, 10)
-    images, _ = drawn(generator, data.num_classes, columns * SHEET_ROWS, seed=1)
-    save_sheet(images, folder / f"{stem}.png", columns=columns)
-    pairs = torch.stack([images[: 2 * columns], nearest(data.train, images[: 2 * columns])], 1)
-    rows = pairs.view(2, columns, 2, *images.shape[1:]).transpose(1, 2).reshape(-1, *images.shape[1:])
-    save_sheet(rows, folder / f"{stem}-nearest.png", columns=columns)
+    codes, levels = data.codes(rows, data.label), data.levels(data.label)
+    columns = max(1, SHEET_COLUMNS // levels) * levels
+    sheet = torch.zeros(SHEET_ROWS, columns, *data.image.shape, dtype=torch.uint8)
+    for column in range(columns):
+        turn, level = column // levels, column % levels
+        own = images[codes == level][turn * SHEET_ROWS : (turn + 1) * SHEET_ROWS]
+        sheet[: len(own), column] = own
+    save_sheet(sheet.flatten(0, 1), folder / f"{stem}.png", columns=columns)
+    shown = sheet[:2]
+    pairs = torch.stack([shown, nearest(data.train, shown.flatten(0, 1)).view_as(shown)], 1)
+    save_sheet(pairs.flatten(0, 2), folder / f"{stem}-nearest.png", columns=columns)
 
 
-def run(arguments: argparse.Namespace, console: Console) -> dict[str, dict[str, float]]:
-    """Train and judge; figures by row."""
-    data = load(arguments.dataset, data_folder(arguments.data))
+class Telling(logging.Handler):
+    """Shows what the round loop says, beside the time."""
+
+    def __init__(self, bar: Progress) -> None:
+        super().__init__()
+        self._bar, self._task = bar, bar.add_task("starts", total=None)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        self._bar.update(self._task, description=record.getMessage().partition(": ")[2][:90])
+
+
+def run(arguments: argparse.Namespace, data: ImageData, console: Console) -> Found:
+    """Train and judge; figures by row, one entry per seed."""
     steps = CLASSIFIER_STEPS // (10 if arguments.quick else 1)
-    network, found = fractal_network(data.image.channels, data.image.size), {}
+    network, found = (
+        fractal_network(data.image.channels, data.image.size),
+        dict[str, list[dict[str, float]]](),
+    )
+    readers: dict[str, Classifier] = {}
     if not arguments.no_real:
-        found["real data"] = judge(data.train, data.train_labels, data, network, steps)
+        for name in data.image.conditioned_on:
+            codes = data.codes(data.train_rows, name)
+            readers[name] = train_classifier(data.train, codes, data.levels(name), seed=0, steps=steps)
+        follows = follow(readers, data.test, data.test_rows, data)
+        found["real data"] = [judge(readers[data.label], data.train, data, network, seed=0) | follows]
+    num_sites = arguments.sites or data.sites
     study = make_study(
         data,
         epsilon=arguments.epsilon,
         delta=arguments.delta,
         steps=60 if arguments.quick else arguments.steps,
+        changes=arguments.set,
     )
-    bar = Progress(*Progress.get_default_columns(), SpinnerColumn(), TimeElapsedColumn(), console=console)
-    with bar:
-        task = bar.add_task("fit", total=1.0)
-        generator, seconds = train(
-            study,
-            data,
-            arguments.sites,
-            lambda what, done: bar.update(task, description=what, completed=done),
-        )
+    title = f"epsilon {arguments.epsilon:g}, {num_sites} sites"
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        rounds = logging.getLogger("fedtwin.rounds")
+        telling = Telling(bar)
+        rounds.addHandler(telling)
+        rounds.setLevel(logging.INFO)
+        rounds.propagate = False
+        for seed in range(arguments.seeds):
+            started = time.perf_counter()
+            generator = train(study, data, num_sites)
+            seconds = {"seconds": time.perf_counter() - started}
+            started = time.perf_counter()
+            images, rows = draw(generator, MAX_SYNTHETIC // (10 if arguments.quick else 1), seed=seed)
+            seconds["draw_seconds"] = time.perf_counter() - started
+            codes = data.codes(rows, data.label)
+            model = train_classifier(images, codes, data.levels(data.label), seed=seed, steps=steps)
+            figures = judge(model, images, data, network, seed=seed) | follow(readers, images, rows, data)
+            found.setdefault(title, []).append(figures | seconds)
+        rounds.removeHandler(telling)
     if arguments.save:
-        from models.weights import encode_arrays
-
         arguments.save.write_bytes(encode_arrays(generator.to_arrays()))
-    started = time.perf_counter()
-    images, labels = drawn(
-        generator, data.num_classes, SYNTHETIC_PER_RUN // (10 if arguments.quick else 1), 0
-    )
-    seconds["draw_s"] = time.perf_counter() - started
-    figures = judge(images, labels, data, network, steps)
-    fit_step = seconds["fit_s"] / study.warm_start.image.steps
-    seconds |= {"fit_step_ms": 1e3 * fit_step, "step_over_plain": fit_step / plain_step_seconds(generator)}
-    found[f"epsilon {arguments.epsilon:g}, {arguments.sites} sites"] = figures | seconds
     if arguments.pictures:
-        save_pictures(generator, data, arguments.pictures, f"{data.name}-epsilon-{arguments.epsilon:g}")
+        stem = f"{data.name}-epsilon-{arguments.epsilon:g}"
+        save_pictures(images, rows, data, arguments.pictures, stem)
     return found
 
 
-def show(found: dict[str, dict[str, float]], arguments: argparse.Namespace, console: Console) -> None:
-    """Tables: ours, then the published."""
-    names = ["accuracy", "auc", "precision", "recall", "density", "coverage", "frechet"]
+def follow(
+    readers: Mapping[str, Classifier], images: Tensor, rows: pd.DataFrame, data: ImageData
+) -> dict[str, float]:
+    """For each column that pictures depend on: how often a classifier of real pictures reads the row's value."""
+    return {
+        f"follows {name}": accuracy(reader, images, data.codes(rows, name))
+        for name, reader in readers.items()
+    }
+
+
+def show(found: Found, arguments: argparse.Namespace, console: Console) -> None:
+    """Tables: ours, how pictures follow their rows, the published."""
+    rows = {title: {name: [one[name] for one in runs] for name in runs[0]} for title, runs in found.items()}
     table = Table(
         title=f"{arguments.dataset}: delta {arguments.delta:g}, distances in features of a fractal classifier"
     )
     table.add_column("trained on")
-    kept = [name for name in names if any(name in row for row in found.values())]
+    kept = [name for name in MEASURES if any(name in row for row in rows.values())]
     for name in kept:
         table.add_column(name, justify="right")
-    for title, row in found.items():
-        table.add_row(title, *(f"{row[name]:.4f}" if name in row else "" for name in kept))
+    for title, row in rows.items():
+        table.add_row(title, *(_cell(row.get(name, [])) for name in kept))
     console.print(table)
-    for title, row in found.items():
-        told = {name: value for name, value in row.items() if name not in names}
+    for title, row in rows.items():
+        told = {name: values for name, values in row.items() if name not in MEASURES}
         if told:
-            console.print(title, ", ".join(f"{name} {value:.1f}" for name, value in told.items()))
+            console.print(
+                f"{title}: " + ", ".join(f"{name} {_cell(values)}" for name, values in told.items())
+            )
     if arguments.dataset in PUBLISHED:
         table = Table(title="published, accuracy in % (a trusted centre, no public data)")
         for name in ("method", "epsilon 1", "epsilon 10"):
@@ -230,30 +251,69 @@ def show(found: dict[str, dict[str, float]], arguments: argparse.Namespace, cons
         console.print(table)
 
 
-def main() -> None:
-    """Read the command line, run, print."""
+def _cell(values: Sequence[float]) -> str:
+    """Mean, and spread over runs where there are several."""
+    if not values:
+        return ""
+    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{spread}"
+
+
+def read_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of the data sets; FEDTWIN_DATA if left out")
     parser.add_argument("--dataset", choices=NAMES, default="mnist")
+    parser.add_argument("--folder", type=Path, help="of --dataset dicom; see benchmarks/images_dicom.py")
     parser.add_argument("--epsilon", type=float, default=1.0)
     parser.add_argument("--delta", type=float, default=1e-5)
-    parser.add_argument("--sites", type=int, default=4)
+    parser.add_argument("--sites", type=int, default=0, help="0 takes the data set's own number, mostly 4")
+    parser.add_argument("--seeds", type=int, default=1, help="runs with other noise and samples")
     parser.add_argument("--steps", type=int, default=6000, help="of the generator's fit")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves it alone")
-    parser.add_argument("--no-real", action="store_true", help="leave out the row of real data")
+    parser.add_argument(
+        "--no-real", action="store_true", help="leave out the row of real data, and who follows"
+    )
     parser.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs")
+    parser.add_argument(
+        "--profile", action="store_true", help="time the feature pass and the fit, train nothing"
+    )
     parser.add_argument("--pictures", type=Path, help="folder for sample sheets and nearest training images")
-    parser.add_argument("--save", type=Path, help="write the generator's arrays to this file")
+    parser.add_argument("--save", type=Path, help="write the last generator's arrays to this file")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        help="e.g. measure.table_share=0.2",
+    )
+    arguments = parser.parse_args(words)
+    if (arguments.dataset == "dicom") != (arguments.folder is not None):
+        parser.error("--folder FOLDER and --dataset dicom go together")
+    return arguments
+
+
+def main() -> None:
+    """Run, print."""
+    arguments = read_arguments()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    logging.basicConfig(level=logging.ERROR)
     console = Console(width=None if sys.stdout.isatty() else 120)
-    found = run(arguments, console)
-    show(found, arguments, console)
+    data = load(arguments.dataset, arguments.folder or data_folder(arguments.data))
+    if arguments.profile:
+        study = make_study(data, epsilon=1.0, delta=1e-5, steps=arguments.steps, changes=arguments.set)
+        timed = profile(
+            data, study.warm_start.image, most_images=1_000 if arguments.quick else len(data.train)
+        )
+        show_profile(timed, f"{data.name}, {torch.get_num_threads()} threads", console)
+        found = {name: [row] for name, row in timed.items()}
+    else:
+        found = run(arguments, data, console)
+        show(found, arguments, console)
     if arguments.json:
-        settings = {key: str(value) for key, value in vars(arguments).items() if key not in ("json", "data")}
-        arguments.json.write_text(json.dumps({"settings": settings, "rows": found}, indent=1) + "\n")
+        write_json(found, arguments)
 
 
 if __name__ == "__main__":

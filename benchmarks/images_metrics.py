@@ -20,6 +20,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.image_features import fastest_device
+
 CLASSIFIER_STEPS = 2500
 CLASSIFIER_BATCH = 128
 FRACTAL_CLASSES, FRACTALS_EACH = 40, 150
@@ -46,21 +48,22 @@ class Classifier(nn.Sequential):
 
     @torch.no_grad()
     def outputs(self, images: Tensor, *, features: bool = False) -> Tensor:
-        """Logits or features of uint8 images."""
+        """Logits or features of uint8 images, on the CPU."""
         self.eval()
         layers = nn.Sequential(*list(self)[:-1]) if features else self
-        found = []
+        device, found = next(self.parameters()).device, []
         for part in images.split(1000):
-            with torch.autocast("cpu", torch.bfloat16):
-                found.append(layers(part.float() / 255).float())
+            with torch.autocast(device.type, torch.bfloat16):
+                found.append(layers(part.to(device).float() / 255).float().cpu())
         return torch.cat(found)
 
 
 def train_classifier(images: Tensor, labels: Tensor, classes: int, *, seed: int, steps: int) -> Classifier:
     """Train on uint8 images (N, C, H, W): Adam, cosine, small shifts, turns and zooms, noise, classes in balance."""
     torch.manual_seed(seed)
+    device = fastest_device()
     model = Classifier(images.shape[1], images.shape[2], classes)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     members = [(labels == c).nonzero().squeeze(1) for c in range(classes)]
@@ -69,9 +72,9 @@ def train_classifier(images: Tensor, labels: Tensor, classes: int, *, seed: int,
         picked = torch.cat(
             [rows[torch.randint(len(rows), (CLASSIFIER_BATCH // len(members) + 1,))] for rows in members]
         )
-        batch = jittered(images[picked].float() / 255)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = functional.cross_entropy(model(batch).float(), labels[picked])
+        batch = jittered(images[picked].to(device).float() / 255)
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = functional.cross_entropy(model(batch).float(), labels[picked].to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -81,16 +84,21 @@ def train_classifier(images: Tensor, labels: Tensor, classes: int, *, seed: int,
 
 def jittered(images: Tensor) -> Tensor:
     """Random turns of up to 10 degrees, zooms of 10 %, shifts of 7 % and a little noise."""
-    count = len(images)
-    angle = (torch.rand(count) * 2 - 1) * math.radians(10)
-    zoom = 1 + (torch.rand(count) * 2 - 1) * 0.1
-    shift = (torch.rand(count, 2, 1) * 2 - 1) * 0.14
+    count, device = len(images), images.device
+    angle = (torch.rand(count, device=device) * 2 - 1) * math.radians(10)
+    zoom = 1 + (torch.rand(count, device=device) * 2 - 1) * 0.1
+    shift = (torch.rand(count, 2, 1, device=device) * 2 - 1) * 0.14
     rows = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
     grid = functional.affine_grid(
         torch.cat([rows * zoom[:, None, None], shift], 2), list(images.shape), align_corners=False
     )
     moved = functional.grid_sample(images, grid, align_corners=False, padding_mode="border")
     return moved + 0.05 * torch.randn_like(moved)
+
+
+def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> float:
+    """How often the model names the label."""
+    return float((model.outputs(images).argmax(1) == labels).float().mean())
 
 
 def downstream(model: Classifier, images: Tensor, labels: Tensor) -> dict[str, float]:
