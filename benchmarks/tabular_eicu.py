@@ -1,8 +1,23 @@
-"""The eICU demo as one row per stay in intensive care, with bounds and categories from its public code book.
+"""The eICU demo as one row per stay in intensive care, with bounds and categories that anybody can know beforehand.
 
-The code book is the documentation of the tables `patient`, `hospital`, `apacheApsVar` and `apachePredVar` at
-eicu-crd.mit.edu/eicutables. Bounds of vital signs and laboratory values are those a clinician would write down
-beforehand; values beyond are clipped. Nothing here was read off the patients.
+Where each comes from; nothing here was read off the patients:
+
+- sex, ethnicity, `> 89`, Alive or Expired: the lists of the code book's page on the table `patient`
+  (eicu-crd.mit.edu/eicutables/patient), which are complete there.
+- kind of unit: table 1 of the data descriptor names these eight for all 200,859 stays of the whole database. The code
+  book's page has examples only, of which some ("Virtual ICU", "Test ICU") are no unit that patients lie in.
+- where from: the code book says that it is a list and gives examples. The groups here take any name: what is not
+  among `ADMITTED_FROM` is `other`.
+- regions, and that a hospital may state none: the data descriptor, table 5.
+- the scale of comatose patients runs from 3 to 15 by its definition: eyes 1 to 4, speech 1 to 5, movement 1 to 6.
+- yes and no: a ventilator, dialysis, diabetes, elective surgery are 0 or 1. That -1 stands for a value that was not
+  taken is how the variables of the APACHE score are written; their two pages could not be read
+  whole when this was checked.
+- bounds of vital signs and laboratory values are those a clinician would write down; values beyond are clipped.
+
+References:
+    Pollard and others: The eICU Collaborative Research Database, Scientific Data 5:180178, 2018.
+    Teasdale, Jennett: Assessment of coma and impaired consciousness, The Lancet, 1974.
 """
 
 from __future__ import annotations
@@ -15,7 +30,8 @@ import pandas as pd
 from models.schema import StudySchema
 
 ADMITTED_FROM = {
-    "Emergency Department": "emergency", "Chest Pain Center": "emergency", "Observation": "emergency",
+    "Emergency Department": "emergency", "Emergency Room": "emergency",
+    "Chest Pain Center": "emergency", "Observation": "emergency",
     "Floor": "ward", "Acute Care/Floor": "ward", "Direct Admit": "direct",
     "Operating Room": "surgery", "Recovery Room": "surgery", "PACU": "surgery",
     "ICU": "other unit", "Other ICU": "other unit", "ICU to SDU": "other unit",
