@@ -17,6 +17,7 @@ from models.conditions import ConditionError, parse_conditions
 from models.schema import StudySchema
 from privacy.canonical import CanonicalError, digest
 from server.errors import ConflictError, InvalidError, NotFoundError
+from server.newest_first import Seen, newest_first
 from server.releases import get_release
 from server.row_quotas import quota_in, require_rows
 from server.store import Store
@@ -230,17 +231,12 @@ def get_cohort(store: Store, cohort_id: str) -> Cohort:
 
 
 def list_cohorts(
-    store: Store, *, owner: str | None, limit: int = 50, before: tuple[dt.datetime, str] | None = None
+    store: Store, *, owner: str | None, limit: int = 50, before: Seen | None = None
 ) -> list[Cohort]:
     """Cohorts of one owner (None: of all), newest first; `before` is (created_at, id) of the last one seen."""
-    query = select(CohortRow).order_by(CohortRow.created_at.desc(), CohortRow.id.desc()).limit(limit)
+    query = newest_first(select(CohortRow), CohortRow.created_at, CohortRow.id, limit=limit, before=before)
     if owner is not None:
         query = query.where(CohortRow.owner == owner)
-    if before is not None:
-        at, last = before
-        query = query.where(
-            (CohortRow.created_at < at) | ((CohortRow.created_at == at) & (CohortRow.id < last))
-        )
     with store.database.read() as session:
         return [cohort_of(store, row) for row in session.scalars(query)]
 

@@ -18,6 +18,7 @@ from typing import Any, get_args
 from sqlalchemy import Row, bindparam, func, select
 
 from server.errors import ConflictError, InvalidError, NotFoundError
+from server.newest_first import Seen, newest_first
 from server.store import Store
 from server.tables import ApiKeyRow, LedgerEntryRow, Role
 
@@ -224,9 +225,22 @@ def revoke_key(store: Store, prefix: str) -> ApiKey:
         return _key(row)
 
 
-def list_keys(store: Store, *, owner: str | None = None) -> list[ApiKey]:
-    """Keys of one owner (None: of all), oldest first; no secret is among them."""
-    query = select(ApiKeyRow).order_by(ApiKeyRow.created_at, ApiKeyRow.prefix)
+def list_keys(
+    store: Store,
+    *,
+    owner: str | None = None,
+    limit: int | None = None,
+    before: Seen | None = None,
+) -> list[ApiKey]:
+    """Keys of one owner (None: of all), newest first; no secret is among them.
+
+    Args:
+        limit: so many at most.
+        before: (created_at, prefix) of the last one seen.
+    """
+    query = newest_first(
+        select(ApiKeyRow), ApiKeyRow.created_at, ApiKeyRow.prefix, limit=limit, before=before
+    )
     if owner is not None:
         query = query.where(ApiKeyRow.owner == owner)
     with store.database.read() as session:

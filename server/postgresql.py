@@ -29,6 +29,9 @@ _DESCRIBE_EXECUTE_SYNC = (
 class OneTripCursor(dbapi.Cursor):  # type: ignore[misc]
     """A cursor that scans each statement once."""
 
+    _input_oids: Sequence[int]
+    input_types: list[Any]
+
     def execute(self, operation: str, args: Sequence[Any] = (), stream: Any = None) -> None:
         """See `pg8000.dbapi.Cursor.execute`."""
         if not args or stream is not None:

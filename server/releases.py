@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from privacy.ledger import Released, Withdrawn, release_digest
 from server import ledger_store
 from server.errors import ConflictError, NotFoundError
+from server.newest_first import Seen, newest_first
 from server.store import Store
 from server.tables import ReleaseRow, ReleaseState, RoundRow, RunRow, SpendRow
 
@@ -115,21 +116,18 @@ def list_releases(
     store: Store,
     *,
     limit: int = 50,
-    before: tuple[dt.datetime, str] | None = None,
+    before: Seen | None = None,
     states: tuple[str, ...] | None = None,
     studies: Collection[str] | None = None,
 ) -> list[Release]:
     """Releases, newest first, of these states and studies; `before` is (created_at, digest) of the last one seen."""
-    query = select(ReleaseRow).order_by(ReleaseRow.created_at.desc(), ReleaseRow.digest.desc()).limit(limit)
+    query = newest_first(
+        select(ReleaseRow), ReleaseRow.created_at, ReleaseRow.digest, limit=limit, before=before
+    )
     if states is not None:
         query = query.where(ReleaseRow.state.in_(states))
     if studies is not None:
         query = query.where(ReleaseRow.study.in_(studies))
-    if before is not None:
-        at, last = before
-        query = query.where(
-            (ReleaseRow.created_at < at) | ((ReleaseRow.created_at == at) & (ReleaseRow.digest < last))
-        )
     with store.database.read() as session:
         return [_release(row) for row in session.scalars(query)]
 

@@ -16,7 +16,6 @@ All of the round loop's writes are idempotent per (run, round), so it may be kil
 
 from __future__ import annotations
 
-import datetime as dt
 import secrets
 from typing import Literal
 
@@ -25,6 +24,7 @@ from sqlalchemy.orm import Session
 
 from models.study import Study
 from server.errors import ConflictError, InvalidError, NotFoundError
+from server.newest_first import Seen, newest_first
 from server.run_rows import (
     ACTIVE_STATES,
     Run,
@@ -259,15 +259,12 @@ def active_run(store: Store) -> Run | None:
 
 
 def list_runs(
-    store: Store, *, limit: int = 50, before: tuple[dt.datetime, str] | None = None, study: str | None = None
+    store: Store, *, limit: int = 50, before: Seen | None = None, study: str | None = None
 ) -> list[Run]:
     """Runs, newest first; `before` is (created_at, id) of the last one already seen."""
-    query = select(RunRow).order_by(RunRow.created_at.desc(), RunRow.id.desc()).limit(limit)
+    query = newest_first(select(RunRow), RunRow.created_at, RunRow.id, limit=limit, before=before)
     if study is not None:
         query = query.where(RunRow.study == study)
-    if before is not None:
-        at, last = before
-        query = query.where((RunRow.created_at < at) | ((RunRow.created_at == at) & (RunRow.id < last)))
     with store.database.read() as session:
         return [run_value(row) for row in session.scalars(query)]
 

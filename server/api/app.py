@@ -34,6 +34,7 @@ from server.api.limits import RequestLimits
 from server.api.metering import RequestMeter
 from server.api.openapi import describe
 from server.api.pages.mount import PagesBesideApi, create_pages
+from server.api.slow_work import SlowWork
 from server.api.starter import FlowerStarter, RunStarter
 from server.federation_facts import FederationFacts
 from server.home import CoordinatorHome
@@ -114,6 +115,7 @@ def create_app(
         starter = flower
 
     previewer = Previewer(seconds=store.allowances.preview_seconds)
+    slow_work = SlowWork()
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -127,6 +129,7 @@ def create_app(
         yield
         stopped.set()
         previewer.close()
+        slow_work.close()
         if watch is not None:
             watch.join(timeout=5)
         store.close()
@@ -147,6 +150,7 @@ def create_app(
     app.state.facts = facts or (None if home is None else FederationFacts.of(home))
     app.state.wrong_answers = invitations.WrongAnswers()
     app.state.previewer = previewer
+    app.state.slow_work = slow_work
     app.state.wrong_secrets = invitations.WrongAnswers()
     app.state.kept_answers = KeptAnswers()
     app.state.meter = RequestMeter(store.allowances.requests_per_minute)

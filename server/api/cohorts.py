@@ -15,7 +15,7 @@ from server import cohorts
 from server.api.auth import OperatorOrResearcher, StoreDep
 from server.api.conditional import NOT_MODIFIED, VALIDATORS, has_already, validators
 from server.api.metering import tell_rows
-from server.api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
+from server.api.paging import Cursor, Limit, Page, decode_cursor, page_of
 from server.api.problems import ProblemError, located, responses
 from server.api.ranges import keep_range
 from server.api.releases import visible_release
@@ -162,8 +162,9 @@ def list_cohorts(
     """Your cohorts, newest first; an operator sees everybody's, without their files."""
     owner = None if key.role == "operator" else key.owner
     found = cohorts.list_cohorts(store, owner=owner, limit=limit + 1, before=decode_cursor(cursor))
-    more = encode_cursor(found[limit - 1].created_at, found[limit - 1].id) if len(found) > limit else None
-    return Page(items=[_out(store, one) for one in found[:limit]], next_cursor=more)
+    return page_of(
+        found, limit, place=lambda one: (one.created_at, one.id), show=lambda one: _out(store, one)
+    )
 
 
 @router.get("/{cohort_id}", summary="Follow a cohort", responses=responses(404))

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from server import keys
 from server.api.auth import AnyRole, Operator, StoreDep
+from server.api.paging import Cursor, Limit, Page, decode_cursor, page_of
 from server.api.problems import ProblemError, located, responses
 from server.errors import NotFoundError
 from server.keys import ApiKey, NewKey
@@ -87,17 +88,14 @@ class NewKeyOut(KeyOut):
     key: str = Field(examples=["ftw_abcdefghij_..."])
 
 
-class KeyList(BaseModel):
-    """Keys, oldest first."""
-
-    items: list[KeyOut]
-
-
 @router.get("", summary="List keys", responses=responses())
-def list_keys(key: AnyRole, store: StoreDep) -> KeyList:
-    """Your keys; an operator sees everybody's."""
+def list_keys(key: AnyRole, store: StoreDep, limit: Limit = 50, cursor: Cursor = None) -> Page[KeyOut]:
+    """Your keys, newest first; an operator sees everybody's."""
     owner = None if key.role == "operator" else key.owner
-    return KeyList(items=[KeyOut(**_fields(one)) for one in keys.list_keys(store, owner=owner)])
+    found = keys.list_keys(store, owner=owner, limit=limit + 1, before=decode_cursor(cursor))
+    return page_of(
+        found, limit, place=lambda one: (one.created_at, one.prefix), show=lambda one: KeyOut(**_fields(one))
+    )
 
 
 @router.post("", status_code=201, summary="Make a key", responses={**located(201), **responses()})

@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime as dt
+from collections.abc import Callable, Sequence
 from typing import Annotated, Generic, TypeVar
 
 from fastapi import Query
 from pydantic import BaseModel, Field
 
 from server.api.problems import ProblemError
+from server.newest_first import Seen
 
+F = TypeVar("F")
 T = TypeVar("T")
 Limit = Annotated[int, Query(ge=1, le=200, description="How many at most.")]
 Cursor = Annotated[
@@ -26,12 +29,24 @@ class Page(BaseModel, Generic[T]):
     next_cursor: str | None = Field(default=None, description="For the next page; null on the last.")
 
 
+def page_of(found: Sequence[F], limit: int, *, place: Callable[[F], Seen], show: Callable[[F], T]) -> Page[T]:
+    """A page of what was found.
+
+    Args:
+        found: one more than `limit`, where there are as many.
+        place: when one was made, and its name.
+        show: one as the API shows it.
+    """
+    more = encode_cursor(*place(found[limit - 1])) if len(found) > limit else None
+    return Page(items=[show(one) for one in found[:limit]], next_cursor=more)
+
+
 def encode_cursor(at: dt.datetime, name: str) -> str:
     """A cursor that points behind the item made `at` and called `name`."""
     return base64.urlsafe_b64encode(f"{at.isoformat()}|{name}".encode()).decode()
 
 
-def decode_cursor(cursor: str | None) -> tuple[dt.datetime, str] | None:
+def decode_cursor(cursor: str | None) -> Seen | None:
     """Read a cursor.
 
     Raises:

@@ -14,7 +14,7 @@ from server import releases, studies
 from server.api.auth import AnyRole, Operator, StoreDep
 from server.api.conditional import NOT_MODIFIED
 from server.api.kept_answers import kept_answer
-from server.api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
+from server.api.paging import Cursor, Limit, Page, decode_cursor, page_of
 from server.api.problems import responses
 from server.api.runs import SpendOut, spend_out
 from server.cohorts import CohortRequest
@@ -148,10 +148,13 @@ def _catalogue(
     if any(one is not None for one in wanted.values()):
         matching = [kept.study.name for kept in studies.list_studies(store) if _matches(kept.study, **wanted)]
     found = releases.list_releases(store, limit=limit + 1, before=before, states=states, studies=matching)
-    more = encode_cursor(found[limit - 1].created_at, found[limit - 1].digest) if len(found) > limit else None
     known = studies.get_studies(store, {one.study for one in found[:limit]})
-    items = [ReleaseOut(**_fields(one, known[one.study].study)) for one in found[:limit]]
-    return Page[ReleaseOut](items=items, next_cursor=more)
+    return page_of(
+        found,
+        limit,
+        place=lambda one: (one.created_at, one.digest),
+        show=lambda one: ReleaseOut(**_fields(one, known[one.study].study)),
+    )
 
 
 @router.get(

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server import releases, round_records, runs
 from server.api.auth import Operator, OperatorOrAuditor, StoreDep
-from server.api.paging import Cursor, Limit, Page, decode_cursor, encode_cursor
+from server.api.paging import Cursor, Limit, Page, decode_cursor, page_of
 from server.api.problems import ProblemError, located, responses
 from server.api.starter import RunStarter, StarterError
 from server.spends import SiteSpend, run_spends
@@ -110,8 +110,7 @@ def list_runs(
 ) -> Page[RunOut]:
     """Runs, newest first."""
     found = runs.list_runs(store, limit=limit + 1, before=decode_cursor(cursor), study=study)
-    more = encode_cursor(found[limit - 1].created_at, found[limit - 1].id) if len(found) > limit else None
-    return Page(items=[run_out(run) for run in found[:limit]], next_cursor=more)
+    return page_of(found, limit, place=lambda run: (run.created_at, run.id), show=run_out)
 
 
 @router.get("/{run_id}", summary="Follow a run", responses=responses(404))

@@ -14,6 +14,7 @@ from models.study import Study
 from server import studies
 from server.api.auth import Operator, OperatorOrAuditor, StoreDep
 from server.api.problems import ProblemError, located, responses
+from server.api.slow_work import SlowWork
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"])
 TOML_TYPES = frozenset({"application/toml", "text/toml", "text/plain"})
@@ -103,10 +104,11 @@ _BODY = {
     "",
     status_code=201,
     summary="Register a study",
-    responses={**located(201), **responses(409, 415)},
+    responses={**located(201), **responses(409, 415, 503)},
     openapi_extra=_BODY,
 )
-def create_study(
+async def create_study(
+    request: Request,
     key: Operator,
     store: StoreDep,
     definition: Annotated[Study, Depends(_definition)],
@@ -114,9 +116,11 @@ def create_study(
 ) -> StudyDetail:
     """Check a definition, find the noise that its budget demands, keep it, and write it into the ledger.
 
-    The same definition again gives back what is kept. A study never changes.
+    The same definition again gives back what is kept. A study never changes. Finding the noise takes seconds; one study
+    is worked on at a time, and the answer is 503 where too many wait.
     """
-    kept = studies.register_study(store, definition, created_by=key.owner)
+    slow: SlowWork = request.app.state.slow_work
+    kept = await slow.run(lambda: studies.register_study(store, definition, created_by=key.owner))
     response.headers["Location"] = f"/v1/studies/{kept.study.name}"
     return _detail(kept)
 

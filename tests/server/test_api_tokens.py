@@ -190,3 +190,27 @@ def test_guessing_secrets_is_stopped_and_blocks_no_sites(api) -> None:
     assert stopped.status_code == 429
     assert int(stopped.headers["retry-after"]) >= 1
     api.client.app.state.wrong_answers.check("testclient")
+
+
+def test_keys_are_listed_newest_first_a_page_at_a_time_and_each_once(api, store, clock) -> None:
+    for number in range(7):
+        keys.create_key(store, role="researcher", owner="researcher" if number % 2 else "other")
+    before = [one.prefix for one in keys.list_keys(store)]
+    seen, cursor = [], None
+    while True:
+        page = api.get(
+            "operator", "/v1/keys", params={"limit": 3, **({"cursor": cursor} if cursor else {})}
+        ).json()
+        assert len(page["items"]) <= 3
+        seen += [one["prefix"] for one in page["items"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+        keys.create_key(store, role="researcher", owner="late")  # shifts nothing
+    assert seen == before
+    own = api.get("researcher", "/v1/keys", params={"limit": 2}).json()
+    rest = api.get("researcher", "/v1/keys", params={"cursor": own["next_cursor"]}).json()
+    assert [one["owner"] for page in (own, rest) for one in page["items"]] == ["researcher"] * 4
+    assert rest["next_cursor"] is None
+    assert api.get("researcher", "/v1/keys", params={"limit": 0}).status_code == 422
+    assert api.get("researcher", "/v1/keys", params={"cursor": "?"}).status_code == 422

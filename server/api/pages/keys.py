@@ -135,7 +135,7 @@ def _page(
     own, now = session.key, store.clock()
     is_operator = own.role == "operator"
     found = keys.list_keys(store, owner=None if is_operator else own.owner)
-    listed = [(one, _state(one, now)) for one in reversed(found)]
+    listed = [(one, _state(one, now)) for one in found]
     meter: RequestMeter = request.app.state.meter
     context = {
         "here": "/keys",
