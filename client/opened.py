@@ -1,27 +1,16 @@
-"""The site's folder, opened for a command; what is wrong with it is a sentence."""
+"""The site's folder, opened for a command."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from privacy.cli.problem import say_problem
+from privacy.cli.opening import home_option, opened
 
 if TYPE_CHECKING:
     from client.home import SiteHome
 
-Home = Annotated[
-    Path,
-    typer.Option(
-        "--home",
-        envvar="FEDTWIN_HOME",
-        default_factory=lambda: Path("site"),
-        show_default="site",
-        help="The site's folder.",
-    ),
-]
+Home = Annotated[Path, home_option("site", "The site's folder.")]
 
 
 def open_home(path: Path) -> SiteHome:
@@ -31,9 +20,5 @@ def open_home(path: Path) -> SiteHome:
         typer.Exit: said why it cannot be opened.
     """
     from client.home import SiteHome
-    from privacy.cli.folders import HomeError
 
-    try:
-        return SiteHome.open(path)
-    except HomeError as error:
-        raise say_problem(error) from None
+    return opened(SiteHome.open, path)

@@ -7,24 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from privacy.cli.opening import home_option, opened
 from privacy.cli.problem import say_problem
 
 if TYPE_CHECKING:
     from server.home import CoordinatorHome
     from server.store import Store
 
-Home = Annotated[
-    Path,
-    typer.Option(
-        "--home",
-        envvar="FEDTWIN_HOME",
-        default_factory=lambda: Path("coordinator"),
-        show_default="coordinator",
-        help="The coordinator's folder.",
-    ),
-]
+Home = Annotated[Path, home_option("coordinator", "The coordinator's folder.")]
 
 
 def open_home(path: Path) -> CoordinatorHome:
@@ -33,13 +23,9 @@ def open_home(path: Path) -> CoordinatorHome:
     Raises:
         typer.Exit: said why it cannot be opened.
     """
-    from privacy.cli.folders import HomeError
     from server.home import CoordinatorHome
 
-    try:
-        return CoordinatorHome.open(path)
-    except HomeError as error:
-        raise say_problem(error) from None
+    return opened(CoordinatorHome.open, path)
 
 
 @contextmanager

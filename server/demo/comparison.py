@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from models.encoding import encode_table
-from models.schema import CategoricalColumn, Column, ContinuousColumn, DateColumn, IntegerColumn, StudySchema
+from models.schema import CategoricalColumn, Column, DateColumn, StudySchema
+from server.level_names import day_of, level_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def compare(real: pd.DataFrame, synthetic: pd.DataFrame, schema: StudySchema) ->
     marginals = tuple(
         Marginal(
             column=column,
-            levels=level_names(column),
+            levels=_level_names(column),
             real=tuple(_shares(codes[:, index], sizes[index])),
             synthetic=tuple(_shares(drawn[:, index], sizes[index])),
         )
@@ -97,19 +98,15 @@ def compare(real: pd.DataFrame, synthetic: pd.DataFrame, schema: StudySchema) ->
     )
 
 
-def level_names(column: Column) -> tuple[str, ...]:
-    """The names of a column's levels, the one for missing values last."""
+def _level_names(column: Column) -> tuple[str, ...]:
+    """Short ones, for a plot's axis: of a bin where it begins."""
+    return tuple(name.replace("_", " ") for name in level_names(column, _start))
+
+
+def _start(column: Column, low: float, _high: float) -> str:
     if isinstance(column, DateColumn):
-        names = tuple(
-            str((pd.Timestamp(column.minimum) + pd.Timedelta(days=day)).date()) for day in column.edges[:-1]
-        )
-    elif isinstance(column, IntegerColumn | ContinuousColumn):
-        names = tuple(f"{edge:.3g}" if edge < 1000 else f"{edge / 1000:.3g}k" for edge in column.edges[:-1])
-    elif column.kind == "boolean":
-        names = ("no", "yes")
-    else:
-        names = tuple(name.replace("_", " ") for name in column.categories)
-    return (*names, "missing") if column.missing else names
+        return day_of(column, low)
+    return f"{low:.3g}" if low < 1000 else f"{low / 1000:.3g}k"
 
 
 def _codes(frame: pd.DataFrame, schema: StudySchema) -> np.ndarray:
@@ -140,7 +137,7 @@ def _ordered(codes: np.ndarray, schema: StudySchema) -> tuple[tuple[str, ...], n
     for index, column in enumerate(schema.columns):
         title = column.title or column.name
         if isinstance(column, CategoricalColumn):
-            levels = level_names(column)
+            levels = _level_names(column)
             for level in range(1 if len(levels) == 2 else 0, len(levels)):
                 names.append(f"{title}: {levels[level]}")
                 columns.append(codes[:, index] == level)

@@ -6,7 +6,6 @@ memory by the digest of the weights, which names them for good.
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ from models.schema import BooleanColumn, CategoricalColumn, Column, DateColumn, 
 from models.study import Study
 from models.study_generator import StudyGenerator
 from models.weights import decode_arrays
+from server.level_names import day_of, level_names
 from server.releases import Release
 from server.store import Store
 
@@ -66,17 +66,6 @@ def distributions(store: Store, release: Release, study: Study) -> list[Distribu
     return [_distribution(column, part.tolist()) for column, part in zip(columns, parts, strict=True)]
 
 
-def level_names(column: Column) -> list[str]:
-    """What each level stands for: a category, yes or no, or a bin."""
-    if isinstance(column, CategoricalColumn | OrdinalColumn):
-        names = list(column.categories)
-    elif isinstance(column, BooleanColumn):
-        names = ["no", "yes"]
-    else:
-        names = [_bin(column, low, high) for low, high in zip(column.edges, column.edges[1:], strict=False)]
-    return [*names, "missing"] if column.missing else names
-
-
 class _Weights:
     """Names a file for the cache: equal where the digests are, whatever store holds it."""
 
@@ -96,7 +85,7 @@ def _generator(weights: _Weights) -> StudyGenerator:
 
 
 def _distribution(column: Column, shares: Sequence[float]) -> Distribution:
-    rows = list(zip(level_names(column), shares, strict=True))
+    rows = list(zip(level_names(column, _bin), shares, strict=True))
     present = rows[:-1] if column.missing else rows
     grid = not isinstance(column, CategoricalColumn | OrdinalColumn | BooleanColumn)
     drawn, ticks = present, []
@@ -125,5 +114,5 @@ def _bin(column: Column, low: float, high: float) -> str:
 
 def _edge(column: Column, value: float) -> str:
     if isinstance(column, DateColumn):
-        return (column.minimum + dt.timedelta(days=int(value))).isoformat()
+        return day_of(column, value)
     return f"{value:,.0f}" if column.kind == "integer" or abs(value) >= 1000 else f"{value:.4g}"
