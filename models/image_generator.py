@@ -115,7 +115,9 @@ class ImageGenerator(nn.Module):
 
     def _styled(self, maps: Tensor, hot: Tensor, layer: int) -> Tensor:
         gain, shift = self.styles[layer](hot)[:, :, None, None].chunk(2, 1)
-        return functional.relu(torch.addcmul(shift, self.norms[layer](maps), 1 + gain))
+        return torch.addcmul(
+            shift, self.norms[layer](maps), 1 + gain
+        ).relu_()  # in place: nothing reads it before
 
     @torch.no_grad()
     def sample(self, codes: Tensor, *, seed: int, batch_size: int = 500) -> Tensor:
