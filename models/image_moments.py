@@ -1,5 +1,7 @@
 """What is measured of a study's images: for each category of each conditioned column the sum of their features.
 
+The features are those of the first look (`models.image_features`), or of a later one (`models.image_lens`).
+
 For column j with d_j categories the vector holds a block (d_j, F): row c is the sum over patients of the mean over
 the patient's images of features(x) [code_j(x) = c]. A patient's images share one unit of weight, whatever their
 number and categories.
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.image_features import ImageFeatures, fastest_device
+from models.image_lens import ImageLens
 from models.image_schema import ImageSchema
 from models.schema import StudySchema
 
@@ -31,19 +34,21 @@ class ImageMomentLayout:
         features: what is measured of one image.
     """
 
-    def __init__(self, image: ImageSchema, cardinalities: tuple[int, ...]) -> None:
+    def __init__(
+        self, image: ImageSchema, cardinalities: tuple[int, ...], lens: ImageLens | None = None
+    ) -> None:
         self.image = image
         self.cardinalities = cardinalities
-        self.features = ImageFeatures.of(image)
+        self.features: ImageFeatures | ImageLens = ImageFeatures.of(image) if lens is None else lens
 
     @classmethod
-    def of(cls, table: StudySchema, image: ImageSchema) -> ImageMomentLayout:
-        """The layout of a study.
+    def of(cls, table: StudySchema, image: ImageSchema, lens: ImageLens | None = None) -> ImageMomentLayout:
+        """The layout of a study: of its first exchange, or of one that looks through a lens.
 
         Raises:
             ValueError: a conditioned column is not in the table.
         """
-        return cls(image, image.cardinalities_in(table))
+        return cls(image, image.cardinalities_in(table), lens)
 
     @property
     def size(self) -> int:

@@ -67,7 +67,7 @@ class ImageFitSettings(Frozen):
     """How the image generator is fitted to the noisy moments (post-processing, no budget).
 
     Attributes:
-        steps: of the optimiser.
+        steps: of the optimiser; where the sites measure several times, in equal parts after each.
         batch_size: generated images per step; moving averages make small ones the better bargain.
         learning_rate: at its highest; it falls along a cosine.
         latent: normals that an image is drawn from.

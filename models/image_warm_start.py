@@ -1,7 +1,8 @@
 """Fit the image generator to the summed noisy image moments. Post-processing: no budget, as many steps as it takes.
 
 The loss is the squared distance between generated and measured means of the features, summed over categories and
-weighted by what the noise leaves of each. A batch estimates its gradient without bias: the distance is taken between
+weighted by what the noise leaves of each; where the sites measured several times, added up over the looks that they
+took. A batch estimates its gradient without bias: the distance is taken between
 the measured means and a moving average of the *earlier* batches' means, so that no image is compared with itself and
 the average over many batches, not one batch, says where the generator is off.
 
@@ -20,11 +21,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from models.image_features import ImageFeatures, fastest_device
+from models.image_features import fastest_device
 from models.image_generator import ImageGenerator
-from models.image_moments import ImageMomentLayout
-from models.image_schema import ImageFitSettings, ImageSchema
-from models.schema import StudySchema
+from models.image_schema import ImageFitSettings
+from models.image_targets import ImageTargets
 
 Progress = Callable[[float], None]
 JointCodes = Callable[[int, torch.Generator], Tensor]
@@ -32,101 +32,52 @@ JointCodes = Callable[[int, torch.Generator], Tensor]
 POOL_ROWS = 20_000
 MEMORY = (0.93, 0.99)  # of the moving average of the means, at the start and at the end
 WEIGHT_MEMORY = 0.998  # of the moving average of the generator's weights
+LATER_RATE = 0.5  # of the learning rate, where a fit goes on from an earlier one
 SETTLING_BATCHES = 50  # that the released running statistics are averaged over
 
 
-class ImageFitError(ValueError):
-    """Moments that no image generator can be fitted to."""
-
-
-class ImageTargets:
-    """Noisy means of the features, one block per conditioned column.
-
-    Attributes:
-        means: (d_j, F) float32 each.
-        weights: (d_j,) each, of a category in the loss; 0 where the noise hides whether it has patients.
-    """
-
-    def __init__(
-        self,
-        layout: ImageMomentLayout,
-        noisy_moments: Tensor,
-        class_totals: Sequence[Tensor],
-        *,
-        noise_std: float,
-    ) -> None:
-        if noisy_moments.shape != (layout.size,) or not bool(torch.isfinite(noisy_moments).all()):
-            raise ImageFitError(
-                f"the image moments must be {layout.size} finite values; found {tuple(noisy_moments.shape)}"
-            )
-        if [len(total) for total in class_totals] != list(layout.cardinalities):
-            raise ImageFitError(
-                f"class_totals have {[len(t) for t in class_totals]} categories; needed: {layout.cardinalities}"
-            )
-        self.means, self.weights = [], []
-        for column, totals in enumerate(class_totals):
-            known = totals.double()
-            # Noise of a mean over its norm: a category whose features are all noise says nothing.
-            blur = noise_std * math.sqrt(layout.features.size) / known.clamp_min(1e-9)
-            usable = (known > 1) & (blur < MAX_BLUR)
-            safe = torch.where(usable, known, 1.0)
-            self.means.append((layout.block(noisy_moments.double(), column) / safe[:, None]).float())
-            self.weights.append(torch.where(usable, 1 / (1 + (blur / TYPICAL_BLUR) ** 2), 0.0).float())
-        if not any(bool((weight > 0).any()) for weight in self.weights):
-            raise ImageFitError(
-                "the image moments are within the noise of none; more patients or a larger epsilon are needed"
-            )
-
-
-MAX_BLUR = 10.0
-TYPICAL_BLUR = 0.5
-
-
 def fit_images(
-    image: ImageSchema,
-    table: StudySchema,
-    noisy_moments: Tensor,
-    class_totals: Sequence[Tensor],
+    looks: Sequence[ImageTargets],
     *,
-    noise_std: float,
     settings: ImageFitSettings,
     joint_codes: JointCodes,
+    start: ImageGenerator | None = None,
+    steps: int | None = None,
     progress: Progress | None = None,
     seed: int = 0,
     device: torch.device | None = None,
 ) -> ImageGenerator:
-    """Fit a generator to the sites' noisy image moments.
+    """Fit a generator to what the sites measured of their images.
 
     Privacy: post-processing of what the sites released; costs nothing.
 
     Args:
-        image, table: the study's schemas.
-        noisy_moments: (size,) float64, the sites' vectors added up.
-        class_totals: for each conditioned column the noisy numbers of patients of its categories, (d_j,).
-        noise_std: standard deviation of the noise in one entry of `noisy_moments`, all sites' noise together.
+        looks: what each exchange found, at least one.
         settings: of the fit.
         joint_codes: draws (n, columns) categories of the conditioned columns from the fitted table generator.
+        start: the generator to go on from; a new one if None.
+        steps: of the optimiser; the settings' if None.
         progress: called with the done part, from 0 to 1.
         seed: of first weights and batches.
         device: where to compute; `fastest_device` if None.
-
-    Raises:
-        ImageFitError: the moments are not finite or not of this study, or tell of no patients.
     """
     device = device or fastest_device()
-    layout = ImageMomentLayout.of(table, image)
-    targets = ImageTargets(layout, noisy_moments, class_totals, noise_std=noise_std)
-    source = torch.Generator().manual_seed(seed)
+    layout, source = looks[0].layout, torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        generator = ImageGenerator(image, layout.cardinalities, latent=settings.latent, width=settings.width)
+        generator = copy.deepcopy(start) or ImageGenerator(
+            layout.image, layout.cardinalities, latent=settings.latent, width=settings.width
+        )
     generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batches = CodeBatches(joint_codes(POOL_ROWS, source), targets, settings.batch_size)
-    fit = MomentFit(generator, layout.features.to(device), targets, settings)
-    for step in range(settings.steps):
+    changes: dict[str, float] = {} if steps is None else {"steps": steps}
+    if start is not None:
+        changes["learning_rate"] = settings.learning_rate * LATER_RATE
+    batches = CodeBatches(joint_codes(POOL_ROWS, source), looks, settings.batch_size)
+    fit = MomentFit(generator, looks, settings.model_copy(update=changes))
+    for step in range(fit.settings.steps):
         fit.step(batches.draw(source), source)
         if progress:
-            progress((step + 1) / settings.steps)
+            progress((step + 1) / fit.settings.steps)
     return fit.released(batches, source)
 
 
@@ -137,15 +88,16 @@ class CodeBatches:
     table and the features' mean over them is what was measured.
     """
 
-    def __init__(self, pool: Tensor, targets: ImageTargets, batch_size: int) -> None:
+    def __init__(self, pool: Tensor, looks: Sequence[ImageTargets], batch_size: int) -> None:
         self.pool = pool
+        usable = [sum(column) for column in zip(*(look.weights for look in looks), strict=True)]
         self._rows = [
             {
                 c: (pool[:, column] == c).nonzero().squeeze(1)
                 for c in range(len(weights))
                 if weights[c] > 0 and bool((pool[:, column] == c).any())
             }
-            for column, weights in enumerate(targets.weights)
+            for column, weights in enumerate(usable)
         ]
         self._share = max(1, batch_size // max(1, sum(len(rows) for rows in self._rows)))
 
@@ -163,20 +115,13 @@ class MomentFit:
     """The state of a fit: generator, optimiser, moving averages."""
 
     def __init__(
-        self,
-        generator: ImageGenerator,
-        features: ImageFeatures,
-        targets: ImageTargets,
-        settings: ImageFitSettings,
+        self, generator: ImageGenerator, looks: Sequence[ImageTargets], settings: ImageFitSettings
     ) -> None:
-        self.generator, self.features, self.settings = generator, features, settings
+        self.generator, self.settings = generator, settings
         self.averaged = copy.deepcopy(generator)
-        device = generator.start.weight.device
-        self._means = torch.cat(targets.means).to(device)
-        self._weights = torch.cat(targets.weights).to(device)
+        self._device = generator.start.weight.device
+        self._looks = [_LookAverages(look, self._device) for look in looks]
         self._offsets = torch.tensor([0, *generator.cardinalities]).cumsum(0)[:-1]
-        self._found = torch.zeros_like(self._means)
-        self._seen = torch.zeros(len(self._means), device=device)
         self._optimizer = torch.optim.Adam(generator.parameters(), settings.learning_rate, betas=(0.5, 0.99))
         self._step = 0
 
@@ -187,24 +132,18 @@ class MomentFit:
         self._optimizer.param_groups[0]["lr"] = (
             self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
         )
-        device = self._means.device
         cells = codes.gather(1, places[:, None]).squeeze(1) + self._offsets[places]
-        counts = torch.bincount(cells, minlength=len(self._means)).float().to(device)
-        cells = cells.to(device)
-        self.generator.train()
-        with torch.autocast(device.type, torch.bfloat16):
-            features = self.features(self.generator.images(codes, source)).float()
-        now = torch.zeros_like(self._means).index_add_(0, cells, features.detach())
+        counts = torch.bincount(cells, minlength=sum(self.generator.cardinalities)).float().to(self._device)
+        cells = cells.to(self._device)
         memory = MEMORY[0] + (MEMORY[1] - MEMORY[0]) * done
-        if self._step:  # what is off, by the earlier batches alone
-            off = self._found / self._seen.clamp_min(1e-9)[:, None] - self._means
-            weight = self._weights / counts.clamp_min(1.0)
-            loss = 2 * ((off * weight[:, None])[cells] * features).sum() / self._weights.sum()
+        self.generator.train()
+        with torch.autocast(self._device.type, torch.bfloat16):
+            images = self.generator.images(codes, source)
+            losses = [look.loss(images, cells, counts, memory) for look in self._looks]
+        if self._step:  # the first has no earlier batch to say what is off
             self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
-        self._found.mul_(memory).add_(now, alpha=1 - memory)
-        self._seen.mul_(memory).add_(counts, alpha=1 - memory)
         self._step += 1
         with torch.no_grad():
             kept = min(WEIGHT_MEMORY, self._step / (self._step + 10))
@@ -222,3 +161,25 @@ class MomentFit:
         for _ in range(SETTLING_BATCHES):
             self.averaged.images(batches.draw(source)[0], source)
         return self.averaged.eval().cpu()
+
+
+class _LookAverages:
+    """The means of one look's features, moving over the batches."""
+
+    def __init__(self, look: ImageTargets, device: torch.device) -> None:
+        self._features = look.layout.features.to(device)
+        self._means = torch.cat(look.means).to(device)
+        self._weights = torch.cat(look.weights).to(device)
+        self._found = torch.zeros_like(self._means)
+        self._seen = torch.zeros(len(self._means), device=device)
+
+    def loss(self, images: Tensor, cells: Tensor, counts: Tensor, memory: float) -> Tensor:
+        """What is off, by the earlier batches alone, times this batch's features; then these count as earlier."""
+        features = self._features(images).float()
+        off = self._found / self._seen.clamp_min(1e-9)[:, None] - self._means
+        weight = self._weights / counts.clamp_min(1.0)
+        loss: Tensor = 2 * ((off * weight[:, None])[cells] * features).sum() / self._weights.sum()
+        now = torch.zeros_like(self._means).index_add_(0, cells, features.detach())
+        self._found.mul_(memory).add_(now, alpha=1 - memory)
+        self._seen.mul_(memory).add_(counts, alpha=1 - memory)
+        return loss

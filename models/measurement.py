@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.image_lens import PREFIX as LENS
+from models.image_lens import ImageLens
 from models.image_moments import ImageMomentLayout
 from models.moments import MomentLayout
 from models.study import Study
@@ -21,7 +23,13 @@ from models.table import EncodedTable
 Progress = Callable[[float], None]
 
 EMPHASIS = "emphasis"
-"""The array that a later exchange starts from: how much each pair of columns weighs."""
+"""The array that a later exchange starts from: how much each pair of columns weighs. Beside it, where there are
+pictures, stand the arrays of a lens."""
+
+
+def base_of(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of the kept arrays the next exchange starts from; nothing where none follows."""
+    return {name: array for name, array in arrays.items() if name == EMPHASIS or name.startswith(LENS)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +56,24 @@ class Measurement:
 
         Args:
             study: its schema and settings.
-            base: what a round starts from: nothing in the first exchange, `EMPHASIS` in a later one.
+            base: what a round starts from: nothing in the first exchange, `EMPHASIS` and, where there are
+                pictures, a lens in a later one.
 
         Raises:
-            ValueError: the base holds something else, or an emphasis that cannot be used.
+            ValueError: the base holds something else, or an emphasis or a lens that cannot be used.
         """
-        table = MomentLayout.of(study.table)
+        table, lens = MomentLayout.of(study.table), None
         if base:
-            if set(base) != {EMPHASIS}:
-                raise ValueError(f"a measurement starts from {EMPHASIS!r} or nothing; found {sorted(base)}")
+            lens = None if study.image is None else ImageLens.from_arrays(base, study.image)
+            expected = {EMPHASIS, *(() if lens is None else lens.to_arrays())}
+            if set(base) != expected:
+                raise ValueError(
+                    f"a measurement starts from {sorted(expected)} or nothing; found {sorted(base)}"
+                )
             table = table.emphasised(base[EMPHASIS])
         if study.image is None:
             return cls(sensitivity=study.sensitivity, table=table)
-        image = ImageMomentLayout.of(study.table, study.image)
+        image = ImageMomentLayout.of(study.table, study.image, lens)
         rest = math.sqrt(study.sensitivity**2 - table.sensitivity**2)
         return cls(
             sensitivity=study.sensitivity,

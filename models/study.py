@@ -35,7 +35,8 @@ class MeasureSettings(Frozen):
 
     Attributes:
         exchanges: how often the sites measure; the budget is the same, and each exchange has its part of it. From the
-            second on, pairs of columns that hang together by what was found so far are measured more closely.
+            second on, pairs of columns that hang together by what was found so far are measured more closely, and
+            pictures through a lens that was learnt from the synthetic ones so far.
         budget_share: the part of epsilon that this phase may cost on its own, in (0, 1]; 1 with no refinement.
         table_share: in a study with images, the table's part of the squared sensitivity; the pictures have the
             rest.
@@ -286,12 +287,11 @@ class Study(Frozen):
                 "table.patient_id is missing: in a study with images it names the patient that an image is of, "
                 "so that several images of one patient count as one"
             )
-        for name, value, least in (
-            ("refine.rounds", self.refine.rounds, 0),
-            ("measure.exchanges", self.measure.exchanges, 1),
-        ):
-            if value != least:
-                raise ValueError(f"{name} is {value}; in a study with images it can only be {least} so far")
+        if self.refine.rounds:
+            raise ValueError(
+                f"refine.rounds is {self.refine.rounds}; a study with images has no refinement, so it must be 0: "
+                "measure.exchanges = 2 lets the sites look at the pictures a second time instead"
+            )
         return self
 
     @model_validator(mode="after")

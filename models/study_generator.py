@@ -5,6 +5,7 @@ What is released are its arrays, in one record; `fit_study` makes it from the si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,11 +15,14 @@ import torch
 from torch import Tensor
 
 from models.anchor import Anchor, estimated_patients
+from models.emphasis import emphasis_of
 from models.encoding import codes_of
 from models.generator import MixtureGenerator
 from models.image_generator import ImageGenerator
+from models.image_lens_training import train_lens
+from models.image_targets import ImageTargets, looks_as_arrays, looks_from_arrays
 from models.image_warm_start import fit_images
-from models.measurement import Measurement
+from models.measurement import EMPHASIS, Measurement
 from models.moments import MomentLayout
 from models.study import Study
 from models.warm_start import warm_start
@@ -26,6 +30,10 @@ from models.warm_start import warm_start
 Progress = Callable[[str, float], None]
 
 PICTURES_AT_ONCE = 2_000
+LENS_POOL, LENS_PICTURES = 20_000, 12_000
+"""Rows drawn for the lens to learn from, and those of them that it sees pictures of."""
+LENS_STEPS = 1200
+"""Of the lens's training, at most; never more than the pictures are fitted with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +100,13 @@ class FittedStudy:
 
     Attributes:
         generator: the fitted one.
-        anchor: the table's noisy frequencies for the wire.
+        anchor: what was measured so far, for a later fit: the table's noisy frequencies as `anchor`, and what the
+            pictures were fitted to.
         scores: how the generator fits the noisy moments.
     """
 
     generator: StudyGenerator
-    anchor: Tensor
+    anchor: dict[str, Tensor]
     scores: dict[str, float]
 
 
@@ -107,7 +116,7 @@ def fit_study(
     *,
     noise_std: float,
     measurement: Measurement | None = None,
-    earlier: Tensor | None = None,
+    earlier: Mapping[str, Tensor] | None = None,
     progress: Progress | None = None,
     seed: int = 0,
 ) -> FittedStudy:
@@ -120,12 +129,13 @@ def fit_study(
         noisy_sum: (size,) float64, the sites' vectors added up.
         noise_std: standard deviation of the noise in one entry of `noisy_sum`, all sites' noise together.
         measurement: what was measured; the study's first exchange if None.
-        earlier: the anchor of the exchanges before this one, as on the wire.
+        earlier: what the exchange before this one left: its generator's arrays and its anchor's, as they were kept.
         progress: called with what is being fitted ("table" or "images") and the done part of it.
         seed: of first weights.
 
     Raises:
         AnchorError, ImageFitError: the moments are not finite, or tell of no patients.
+        GeneratorError, LensError: what the exchange before left is of another study.
     """
     measurement = measurement or Measurement.of(study)
     moments, pictures = measurement.split(noisy_sum)
@@ -135,27 +145,74 @@ def fit_study(
         moments,
         noise_std=noise_std,
         layout=measurement.table,
-        earlier=None if earlier is None else Anchor.from_tensor(MomentLayout.of(study.table), earlier),
+        earlier=None
+        if earlier is None
+        else Anchor.from_tensor(MomentLayout.of(study.table), earlier["anchor"]),
         progress=lambda done: told("table", done),
         seed=seed,
     )
-    scores = fitted.scores()
-    if study.image is None or pictures is None:
-        generator = StudyGenerator(study=study, table=fitted.generator)
-        return FittedStudy(generator=generator, anchor=fitted.anchor, scores=scores)
-    places = list(measurement.image_places)
-    num_patients = estimated_patients(measurement.table, moments)
-    one_way = fitted.generator.one_way().detach().double().split(study.table.cardinalities)
-    image = fit_images(
+    rows, anchor = fitted.generator, {"anchor": fitted.anchor}
+    image = None
+    if study.image is not None and measurement.image is not None and pictures is not None:
+        num_patients = estimated_patients(measurement.table, moments)
+        one_way = rows.one_way().detach().double().split(study.table.cardinalities)
+        looks = [] if earlier is None else looks_from_arrays(earlier, study.table, study.image)
+        looks.append(
+            ImageTargets.from_sum(
+                measurement.image,
+                pictures,
+                [one_way[place] * num_patients for place in measurement.image_places],
+                noise_std=noise_std / measurement.image_scale,
+            )
+        )
+        image = fit_images(
+            looks,
+            settings=study.warm_start.image,
+            joint_codes=lambda n, source: _joint_codes(study, rows, n, source),
+            start=None if earlier is None else StudyGenerator.from_arrays(earlier, study).image,
+            steps=math.ceil(study.warm_start.image.steps / study.measure.exchanges),
+            progress=lambda done: told("images", done),
+            seed=seed,
+        )
+        anchor |= looks_as_arrays(looks)
+    generator = StudyGenerator(study=study, table=rows, image=image)
+    return FittedStudy(generator=generator, anchor=anchor, scores=fitted.scores())
+
+
+def base_of_next_exchange(
+    generator: StudyGenerator, *, progress: Progress | None = None, seed: int = 0
+) -> dict[str, Tensor]:
+    """What the sites start from when they measure again: how much each pair of columns weighs, and a lens.
+
+    Privacy: follows from the generator, which is post-processing of what the sites released; costs nothing.
+
+    Args:
+        generator: fitted to what was measured so far.
+        progress: called with "lens" and the done part of its training.
+        seed: of the pictures that the lens learns from, and of its first weights.
+    """
+    study, base = generator.study, {EMPHASIS: emphasis_of(generator.table)}
+    if study.image is None or generator.image is None:
+        return base
+    source = torch.Generator().manual_seed(seed)
+    pool = _joint_codes(study, generator.table, LENS_POOL, source)
+    # Each column's categories in about equal numbers, so that the rare ones are told apart as well.
+    rarity = sum(1 / column.bincount()[column].double() for column in pool.T)
+    assert isinstance(rarity, Tensor)
+    codes = pool[rarity.multinomial(LENS_PICTURES, replacement=True, generator=source)]
+    lens = train_lens(
         study.image,
-        study.table,
-        pictures,
-        [one_way[place] * num_patients for place in places],
-        noise_std=noise_std / measurement.image_scale,
-        settings=study.warm_start.image,
-        joint_codes=lambda n, source: fitted.generator.sample_codes(n, generator=source)[:, places],
-        progress=lambda done: told("images", done),
+        generator.image.cardinalities,
+        generator.image.sample(codes, seed=seed),
+        codes,
+        steps=min(LENS_STEPS, study.warm_start.image.steps),
+        progress=lambda done: progress("lens", done) if progress else None,
         seed=seed,
     )
-    generator = StudyGenerator(study=study, table=fitted.generator, image=image)
-    return FittedStudy(generator=generator, anchor=fitted.anchor, scores=scores)
+    return base | lens.to_arrays()
+
+
+def _joint_codes(study: Study, rows: MixtureGenerator, count: int, source: torch.Generator) -> Tensor:
+    """Categories of the columns that the pictures depend on, as they come together in rows: (count, columns)."""
+    assert study.image is not None
+    return rows.sample_codes(count, generator=source)[:, list(study.image.columns_in(study.table))]

@@ -1,7 +1,7 @@
 """The round loop: measure, warm-start, refine, release. One transaction a round; resumes from the last one.
 
 A study may measure in several exchanges; each is followed by a fit to all that was measured so far, and the next looks
-more closely at what that found (`models.emphasis`).
+more closely at what that found (`models.emphasis`, `models.image_lens`).
 
 Who is asked, and what of the answers counts, is `server.round_exchange`'s. What counts becomes one by the study's rule
 with public weights (`models.aggregation`) if the quorum is met, and everything that happened becomes ledger entries
@@ -20,11 +20,10 @@ from torch import Tensor
 
 from models.aggregation import aggregate, combine_moments
 from models.digests import digest_of
-from models.emphasis import emphasis_of
-from models.measurement import EMPHASIS, Measurement
+from models.measurement import Measurement, base_of
 from models.refinement import score
 from models.study import Study
-from models.study_generator import fit_study
+from models.study_generator import base_of_next_exchange, fit_study
 from models.weights import decode_arrays, encode_arrays
 from server import round_records, runs, studies
 from server.federation import Federation
@@ -117,7 +116,7 @@ class RoundLoop:
         earlier = None
         if number > 1:
             kept = self._kept("anchor")
-            base, earlier = {EMPHASIS: kept[EMPHASIS]}, kept["anchor"]
+            base, earlier = base_of(kept), self._kept("generator") | kept
         measurement = Measurement.of(self._study, base)
         expected = {"moments": torch.zeros(measurement.size, dtype=torch.float64)}
         self._progress.report("measure", number - 1)
@@ -147,9 +146,11 @@ class RoundLoop:
             progress=self._progress.while_fitting(number - 1),
         )
         self._log_work(number, answered)
-        anchor = {"anchor": fitted.anchor}
+        anchor = fitted.anchor
         if number < self._study.measure.exchanges:
-            anchor[EMPHASIS] = emphasis_of(fitted.generator.table)
+            anchor |= base_of_next_exchange(
+                fitted.generator, progress=self._progress.while_fitting(number - 1)
+            )
         self._record(finished, "measure", fitted.generator.to_arrays(), anchor, fitted.scores, started)
 
     def _refine(self, number: int) -> None:
@@ -185,8 +186,8 @@ class RoundLoop:
     ) -> None:
         """One transaction: round, spends, ledger entries, checkpoint; the files are on the disk before it."""
         request = next(iter(finished.requests.values()))
-        # What the next round starts from: an exchange from its emphasis, a refinement from everything.
-        following = {EMPHASIS: anchor[EMPHASIS]} if EMPHASIS in anchor else {**generator, **anchor}
+        # What the next round starts from: an exchange from its own base, a refinement from everything.
+        following = base_of(anchor) or {**generator, **anchor}
         last = finished.number == self._study.num_rounds
         round_records.record_round(
             self._store,

@@ -13,7 +13,7 @@ from server.store import Store
 FIT_PROGRESS_SECONDS = 1.0
 FIT_MESSAGE_SECONDS = 30.0
 # Of the whole fit: where each part of it begins and ends. Where there are pictures they take most of the time.
-_FIT_PARTS = {"table": (0.0, 0.1), "images": (0.1, 1.0)}
+_FIT_PARTS = {"table": (0.0, 0.1), "images": (0.1, 0.9), "lens": (0.9, 1.0)}
 
 log = logging.getLogger("fedtwin.rounds")
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from in_process import InProcessLab
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -17,10 +20,13 @@ from client.guard import Guard
 from client.home import SiteHome
 from client.policy import load_policy
 from client.rounds import SiteRounds
+from models.sampling import sample_cohort
 from models.study import Study
 from privacy.receipt import open_receipt
-from server import cohorts, jobs, releases, round_records, runs
+from privacy.verification import verify_export
+from server import cohorts, jobs, ledger_store, releases, round_records, runs, spends, studies
 from server.cohorts import CohortRequest
+from server.rounds import run_rounds
 
 SITES = ("ash", "birch", "cedar")
 
@@ -56,8 +62,13 @@ def study() -> Study:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, digits):
+    made = hospitals(tmp_path_factory.mktemp("lab"), digits)
+    yield made
+    made.store.close()
+
+
+def hospitals(folder: Path, digits: tuple[np.ndarray, np.ndarray]) -> InProcessLab:
     """Three hospitals; what a digit shows and how much ink it has are columns of their tables."""
-    folder = tmp_path_factory.mktemp("lab")
     images, labels = digits
     made = InProcessLab(folder, {name: pd.DataFrame({"nothing": [1]}) for name in SITES})
     for name, part in zip(SITES, np.array_split(np.arange(1500), 3), strict=True):
@@ -73,8 +84,7 @@ def lab(tmp_path_factory, digits):
         settings.write_text(f"{settings.read_text()}\n[studies.digits.data]\n{section}")
         made.sites[name] = SiteHome.open(made.sites[name].path)
         made.federation.sites[name] = SiteRounds(made.sites[name])
-    yield made
-    made.store.close()
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +141,79 @@ def test_dicom_files_are_flagged_as_synthetic(files):
 def test_the_certificate_names_every_file(files):
     certificate = json.loads(files["certificate.json"])
     assert {"cohort.csv", "images-png.zip", "images-dicom.zip"} <= set(json.dumps(certificate).split('"'))
+
+
+@pytest.fixture(scope="module")
+def again(tmp_path_factory, study, digits):
+    """Such hospitals measured twice; the coordinator dies once it has the second answers, and goes on."""
+    lab = hospitals(tmp_path_factory.mktemp("again"), digits)
+    measure = study.measure.model_copy(update={"exchanges": 2, "noise_multiplier": 1.0})
+    fit = study.warm_start.model_copy(
+        update={"image": study.warm_start.image.model_copy(update={"steps": 240})}
+    )
+    twice = study.model_copy(update={"measure": measure, "warm_start": fit})
+    studies.register_study(lab.store, twice, created_by="test")
+    run = runs.create_run(lab.store, twice.name, started_by="test")
+    asked, refusals = {}, []
+
+    class Dying:
+        def exchange(self, requests, **waiting):
+            request = next(iter(requests.values()))
+            if request.kind == "measure" and request.round == 2 and not refusals:
+                spoilt = {**request.arrays, "lens.scale": torch.zeros_like(request.arrays["lens.scale"])}
+                refusals.append(lab.federation.sites["ash"].handle(replace(request, arrays=spoilt)).refusal)
+            replies = lab.federation.exchange(requests, **waiting)
+            if request.kind == "measure":
+                asked.setdefault(request.round, []).append((request, replies))
+                if request.round == 2 and len(asked[2]) == 1:
+                    raise KeyboardInterrupt
+            return replies
+
+    with pytest.raises(KeyboardInterrupt):
+        run_rounds(Dying(), lab.store, run.id)
+    assert run_rounds(Dying(), lab.store, run.id).round == 2
+    yield lab, twice, run.id, asked, refusals
+    lab.store.close()
+
+
+def test_a_second_exchange_looks_through_a_lens_and_pays_for_itself(again):
+    lab, study, run, asked, _ = again
+    (first, _), *_ = asked[1]
+    assert not first.arrays
+    (second, replies), (retried, answers) = asked[2]
+    assert {name.partition(".")[0] for name in second.arrays} == {"emphasis", "lens"}
+    assert retried.digest == second.digest
+    assert {s: r.update_digest for s, r in answers.items()} == {
+        s: r.update_digest for s, r in replies.items()
+    }
+    verify_export(dict(ledger_store.export_files(lab.store)).get, key=lab.store.key.public)
+    for number in (1, 2):
+        for spend in round_records.get_round(lab.store, run, number).spends:
+            receipt = open_receipt(spend.receipt, lab.sites[spend.site].receipt_key().public)
+            assert [event.max_grad_norm for event in receipt.events] == [pytest.approx(study.sensitivity)]
+    for spend in spends.run_spends(lab.store, run):
+        assert 0 < float(spend.spent_epsilon) <= study.privacy.epsilon
+
+
+def test_pictures_of_a_second_exchange_show_what_their_rows_say(again, digits):
+    lab, study, run, *_ = again
+    generator = lab.generator(study, run, 2)
+    rows = pd.concat(sample_cohort(generator.table, study.table, 600, seed=3))
+    pictures = np.concatenate([found for _, found in generator.with_pictures(rows, seed=3)])
+    classifier = LogisticRegression(max_iter=300).fit(pictures.reshape(600, -1) / 255, rows["digit"])
+    images, labels = digits
+    assert classifier.score(images[1500:].reshape(-1, 64) / 255, labels[1500:].astype(str)) > 0.5
+
+
+def test_a_lens_that_cannot_be_used_is_refused_before_anything_is_spent(again):
+    """Asked with it first, each site still has its one debit for the round and answered the request that is none."""
+    lab, _, run, _, (refusal,) = again
+    assert refusal is not None
+    assert "lens.scale holds a value that is not above 0" in refusal.reason
+    for home in lab.sites.values():
+        record = Guard(home.record_file, load_policy(home.policy_file)).history()
+        debits = [(one.body["run"], one.body["round"]) for one in record if one.kind == "debit"]
+        assert debits == [(run, 1), (run, 2)]
 
 
 def _pixels(png: bytes) -> np.ndarray:

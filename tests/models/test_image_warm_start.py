@@ -9,7 +9,8 @@ import torch
 from models.image_generator import ImageGenerator
 from models.image_moments import ImageMomentLayout
 from models.image_schema import ImageFitSettings, ImageSchema
-from models.image_warm_start import CodeBatches, ImageFitError, ImageTargets, MomentFit, fit_images
+from models.image_targets import ImageFitError, ImageTargets
+from models.image_warm_start import CodeBatches, MomentFit, fit_images
 from models.schema import StudySchema
 
 COLUMNS = [
@@ -44,8 +45,9 @@ def measured():
 
 
 def fit(measured, **changes):
-    arguments = {"noise_std": 0.01, "settings": SETTINGS, "joint_codes": joint_codes, "seed": 0} | changes
-    return fit_images(IMAGE, TABLE, *measured, **arguments)
+    looks = [ImageTargets.from_sum(LAYOUT, *measured, noise_std=0.01)]
+    arguments = {"settings": SETTINGS, "joint_codes": joint_codes, "seed": 0} | changes
+    return fit_images(looks, **arguments)
 
 
 def test_pictures_show_what_their_row_says(measured):
@@ -71,14 +73,35 @@ def test_one_seed_gives_one_generator_and_leaves_torchs_own_random_state_alone(m
         torch.testing.assert_close(second.to_arrays()[name], array)
 
 
+def test_a_later_fit_goes_on_from_the_generator_that_it_is_given(measured):
+    first = fit(measured, settings=SETTINGS.model_copy(update={"steps": 40}))
+    before = {name: array.clone() for name, array in first.to_arrays().items()}
+    later = fit(measured, start=first, steps=2, seed=3)
+    fresh = fit(measured, steps=2, seed=3)
+    codes = torch.zeros(40, 2, dtype=torch.int64)
+    shown, then, new = (one.sample(codes, seed=1).float() for one in (first, later, fresh))
+    assert float((then - shown).abs().mean()) < 0.2 * float((new - shown).abs().mean())
+    assert all(torch.equal(array, before[name]) for name, array in first.to_arrays().items())
+
+
+def test_two_looks_weigh_alike_where_they_are_the_same(measured):
+    one = fit(measured, settings=SETTINGS.model_copy(update={"steps": 3}))
+    looks = 2 * [ImageTargets.from_sum(LAYOUT, *measured, noise_std=0.01)]
+    two = fit_images(
+        looks, settings=SETTINGS.model_copy(update={"steps": 3}), joint_codes=joint_codes, seed=0
+    )
+    for name, array in one.to_arrays().items():  # Adam's steps do not feel the factor of two
+        torch.testing.assert_close(two.to_arrays()[name], array, rtol=0.05, atol=0.02)
+
+
 def test_no_image_is_compared_with_itself(measured):
     """Where the generator's distribution is the measured one, the expected gradient is zero in any batch size."""
     moments, totals = measured
-    targets = ImageTargets(LAYOUT, moments, totals, noise_std=0.01)
+    targets = ImageTargets.from_sum(LAYOUT, moments, totals, noise_std=0.01)
     source = torch.Generator().manual_seed(4)
     codes = joint_codes(4000, source)
     features = LAYOUT.features(drawn(codes, source).float() / 255)
-    batches = CodeBatches(codes, targets, 8)
+    batches = CodeBatches(codes, [targets], 8)
     biased, unbiased = [], []
     for _ in range(300):
         rows = [torch.randint(0, 4000, (4,), generator=source) for _ in range(2)]
@@ -94,12 +117,12 @@ def test_no_image_is_compared_with_itself(measured):
 
 def test_the_first_step_only_looks(measured):
     moments, totals = measured
-    targets = ImageTargets(LAYOUT, moments, totals, noise_std=0.01)
+    targets = ImageTargets.from_sum(LAYOUT, moments, totals, noise_std=0.01)
     generator = ImageGenerator(IMAGE, (2, 2), latent=4, width=8)
     before = [weight.clone() for weight in generator.parameters()]
     source = torch.Generator().manual_seed(0)
-    batches = CodeBatches(joint_codes(100, source), targets, 16)
-    state = MomentFit(generator, LAYOUT.features, targets, SETTINGS)
+    batches = CodeBatches(joint_codes(100, source), [targets], 16)
+    state = MomentFit(generator, [targets], SETTINGS)
     state.step(batches.draw(source), source)
     assert all(torch.equal(a, b) for a, b in zip(before, generator.parameters(), strict=True))
     state.step(batches.draw(source), source)
@@ -109,13 +132,10 @@ def test_the_first_step_only_looks(measured):
 def test_a_step_computes_on_the_generators_device(measured, monkeypatch):
     """A tensor that stayed on the CPU would raise; the meta device stands for a GPU (autocast does not know it)."""
     monkeypatch.setattr(torch, "autocast", lambda *_: contextlib.nullcontext())
-    targets = ImageTargets(LAYOUT, *measured, noise_std=0.01)
+    targets = ImageTargets.from_sum(ImageMomentLayout.of(TABLE, IMAGE), *measured, noise_std=0.01)
     source = torch.Generator().manual_seed(0)
-    batches = CodeBatches(joint_codes(100, source), targets, 16)
-    features = ImageMomentLayout.of(TABLE, IMAGE).features.to("meta")
-    state = MomentFit(
-        ImageGenerator(IMAGE, (2, 2), latent=4, width=8).to("meta"), features, targets, SETTINGS
-    )
+    batches = CodeBatches(joint_codes(100, source), [targets], 16)
+    state = MomentFit(ImageGenerator(IMAGE, (2, 2), latent=4, width=8).to("meta"), [targets], SETTINGS)
     for _ in range(2):
         state.step(batches.draw(source), source)
 
@@ -123,21 +143,23 @@ def test_a_step_computes_on_the_generators_device(measured, monkeypatch):
 def test_categories_hidden_by_noise_do_not_count(measured):
     moments, totals = measured
     few = [torch.tensor([0.4, NUM_PATIENTS]).double(), totals[1]]
-    targets = ImageTargets(LAYOUT, moments, few, noise_std=0.01)
+    targets = ImageTargets.from_sum(LAYOUT, moments, few, noise_std=0.01)
     assert targets.weights[0][0] == 0
     assert targets.weights[0][1] > 0
     assert bool(torch.isfinite(targets.means[0]).all())
-    noisier = ImageTargets(LAYOUT, moments, totals, noise_std=5.0)
-    assert bool((noisier.weights[1] < ImageTargets(LAYOUT, moments, totals, noise_std=0.01).weights[1]).all())
+    noisier = ImageTargets.from_sum(LAYOUT, moments, totals, noise_std=5.0)
+    assert bool(
+        (noisier.weights[1] < ImageTargets.from_sum(LAYOUT, moments, totals, noise_std=0.01).weights[1]).all()
+    )
 
 
 def test_batches_hold_each_category_of_each_column_in_equal_numbers():
     pool = torch.stack([torch.arange(100) % 2, torch.zeros(100, dtype=torch.int64)], 1)
     pool[0, 1] = 1  # a rare category
-    targets = ImageTargets(
+    targets = ImageTargets.from_sum(
         LAYOUT, torch.zeros(LAYOUT.size), [torch.full((2,), 50.0), torch.full((2,), 50.0)], noise_std=0.0
     )
-    codes, places = CodeBatches(pool, targets, 40).draw(torch.Generator().manual_seed(0))
+    codes, places = CodeBatches(pool, [targets], 40).draw(torch.Generator().manual_seed(0))
     assert len(codes) == 40
     for column in range(2):
         assert codes[places == column, column].bincount(minlength=2).tolist() == [10, 10]

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.generator import GeneratorError
-from models.measurement import Measurement
+from models.image_lens import ImageLens
+from models.image_targets import looks_from_arrays
+from models.measurement import Measurement, base_of
 from models.sampling import sample_cohort
 from models.study import Study
-from models.study_generator import StudyGenerator, fit_study
+from models.study_generator import StudyGenerator, base_of_next_exchange, fit_study
 from models.table import EncodedTable
 from models.weights import decode_arrays, encode_arrays
 
@@ -101,6 +103,74 @@ def fitted():
     assert {what for what, _ in told} == {"table", "images"}
     assert told[-1] == ("images", 1.0)
     return found
+
+
+@pytest.fixture(scope="module")
+def twice():
+    """Two exchanges; what the first left, and what was made of both."""
+    study = picture_study()
+    study = study.model_copy(update={"measure": study.measure.model_copy(update={"exchanges": 2})})
+    kept, told = None, []
+    for _ in range(2):
+        measurement = Measurement.of(study, None if kept is None else base_of(kept))
+        noise = torch.randn(measurement.size, dtype=torch.float64)
+        found = fit_study(
+            study,
+            measurement.sum(records(800)) + 0.5 * study.sensitivity * noise,
+            noise_std=0.5 * study.sensitivity,
+            measurement=measurement,
+            earlier=kept,
+        )
+        first, kept = kept, found.generator.to_arrays() | found.anchor
+        if first is None:
+            base = base_of_next_exchange(found.generator, progress=lambda *done: told.append(done))
+            kept |= base
+    assert told[-1] == ("lens", 1.0)
+    return study, first, found
+
+
+def test_a_later_exchange_looks_through_a_lens_and_the_fit_keeps_both_looks(twice):
+    study, first, found = twice
+    assert {name.partition(".")[0] for name in base_of(first)} == {"emphasis", "lens"}
+    looks = looks_from_arrays(found.anchor, study.table, study.image)
+    assert [type(look.layout.features).__name__ for look in looks] == ["ImageFeatures", "ImageLens"]
+    again = looks_from_arrays(decode_arrays(encode_arrays(found.anchor)), study.table, study.image)
+    for one, other in zip(looks, again, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.means, other.means, strict=True))
+    assert torch.equal(looks[0].means[0], looks_from_arrays(first, study.table, study.image)[0].means[0])
+    assert not base_of(found.anchor)  # none follows
+
+
+def test_a_later_fit_still_shows_what_rows_say(twice):
+    study, _, found = twice
+    rows = pd.concat(sample_cohort(found.generator.table, study.table, 200, seed=5))
+    pictures = pictures_of(found.generator, rows, seed=5).astype(float)
+    left = pictures[:, 0, :, :4].mean((1, 2)) > pictures[:, 0, :, 4:].mean((1, 2))
+    assert (left == (rows["finding"] == "light").to_numpy()).mean() > 0.95
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31), num_patients=st.integers(2, 6), weight=st.sampled_from([0.05, 1.0, 20.0]))
+def test_one_patient_moves_a_later_vector_by_the_declared_norm_at_most(seed, num_patients, weight):
+    study = picture_study(conditioned_on=["finding", "age"])
+    emphasis = torch.tensor([[1.0, weight], [weight, 1.0]], dtype=torch.float64)
+    measurement = Measurement.of(study, {"emphasis": emphasis, **ImageLens(study.image).to_arrays()})
+    everyone = records(num_patients, seed=seed, most=3)
+    without = everyone.select(torch.arange(num_patients - 1))
+    moved = (measurement.sum(everyone) - measurement.sum(without)).norm()
+    assert moved <= study.sensitivity * (1 + 1e-5)
+
+
+def test_a_base_without_its_lens_or_with_more_is_refused():
+    study = picture_study()
+    emphasis = {"emphasis": torch.ones(2, 2, dtype=torch.float64)}
+    with pytest.raises(ValueError, match="lens arrays"):
+        Measurement.of(study, emphasis)
+    lens = ImageLens(study.image).to_arrays()
+    with pytest.raises(ValueError, match="starts from"):
+        Measurement.of(study, lens)
+    with pytest.raises(ValueError, match="starts from"):
+        Measurement.of(study, {**emphasis, **lens, "generator": torch.zeros(1)})
 
 
 def test_pictures_belong_to_their_rows(fitted):

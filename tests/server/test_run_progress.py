@@ -74,11 +74,12 @@ def test_rows_and_pictures_are_one_fit_that_does_not_start_anew(store, run) -> N
     progress, clock = make(store, run, with_pictures=True)
     look = progress.while_fitting(0)
     told = []
-    for what, done in (("table", 0.5), ("table", 1.0), ("images", 0.0), ("images", 0.5), ("images", 1.0)):
+    parts = ("table", 0.5), ("table", 1.0), ("images", 0.0), ("images", 0.5), ("images", 1.0), ("lens", 1.0)
+    for what, done in parts:
         clock.now += 1.5
         look(what, done)
         told.append(seen(store, run)[2])
-    assert told == [26.2, 27.5, 27.5, 38.8, 50.0]
+    assert told == [26.2, 27.5, 27.5, 37.5, 47.5, 50.0]
 
 
 def test_a_long_fit_is_written_down_once_a_second_and_said_twice_a_minute(store, run) -> None:
