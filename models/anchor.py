@@ -14,6 +14,9 @@ from torch import Tensor
 from models.generator import MixtureGenerator
 from models.moments import LABEL_TRIPLE_WEIGHT, MomentCounts, MomentLayout
 
+THINNING = 0.5
+"""How much more noise the part to fit to has: a factor of sqrt(1 + THINNING^2), 1.12."""
+
 
 class AnchorError(ValueError):
     """Moments that no generator can be fitted to."""
@@ -98,6 +101,38 @@ class Anchor:
             1.0,
             own + more,
         )
+
+    def thinned(self, *, seed: int) -> tuple[Anchor, Anchor]:
+        """Two anchors with independent noise, one to fit to and one to judge that fit by.
+
+        Noise z like the anchor's own is drawn once more; a = `THINNING` of it is added for the first and z / a taken
+        off for the second. What is fitted to the first then meets the second as it would meet the truth, plus a
+        constant that is the same for all fits. Nothing but the released moments is looked at.
+
+        Args:
+            seed: of z; post-processing.
+
+        References:
+            Oliveira, Lei, Tibshirani: Unbiased risk estimation in the normal means problem via coupled bootstrap
+            techniques, 2021.
+        """
+        source = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(self.layout.size, generator=source, dtype=torch.float64)
+        unit, spread = self.layout.read(drawn * self.layout.scale), self.noise_std / self.precision.sqrt()
+        column_of = self.layout.column_of
+        singles, pairs = spread.diagonal()[column_of], spread[column_of][:, column_of]
+        own = self.frequencies
+
+        def moved(factor: float) -> Anchor:
+            frequencies = MomentCounts(
+                own.one_way + factor * singles * unit.one_way,
+                own.interactions + factor * pairs * unit.interactions,
+                own.label_interactions + factor * pairs * unit.label_interactions,
+            )
+            noise_std = self.noise_std * (1 + factor**2) ** 0.5
+            return Anchor(self.layout, frequencies, noise_std, self.precision)
+
+        return moved(THINNING), moved(-1 / THINNING)
 
     def to_tensor(self) -> Tensor:
         """(size + 1 + K^2,) float64: for the wire; `from_tensor` reads it."""

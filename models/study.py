@@ -57,7 +57,7 @@ class WarmStartSettings(Frozen):
         steps: at most so many iterations of L-BFGS.
         learning_rate: of the few steps with Adam that it starts from.
         shrinkage: multiple of the penalty, set by the noise, on what a component tells of the columns (their
-            mutual information); it keeps noise from being fitted.
+            mutual information); it keeps noise from being fitted. Where absent, the noisy moments choose it.
         label_weight: weight of pairs with the label column.
         image: how the pictures' generator is fitted, in a study that has them.
     """
@@ -65,7 +65,7 @@ class WarmStartSettings(Frozen):
     components: int = Field(default=0, ge=0, le=20_000)
     steps: int = Field(default=250, ge=1, le=100_000)
     learning_rate: float = Field(default=0.1, gt=0)
-    shrinkage: float = Field(default=1.0, ge=0)
+    shrinkage: float | None = Field(default=None, ge=0)
     label_weight: float = Field(default=1.0, gt=0)
     image: ImageFitSettings = ImageFitSettings()
 

@@ -7,13 +7,14 @@ noise: a dependence is believed as far as it explains more of the moments than n
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from models.anchor import Anchor
+from models.anchor import THINNING, Anchor
 from models.generator import MixtureGenerator
 from models.moments import MomentLayout
 from models.refinement import scores_of
@@ -28,8 +29,14 @@ INFORMATION_PER_NOISE = 2.0
 
 The squared residuals that noise alone offers to a dependence grow with its variance, the information such a
 dependence has to claim with its standard deviation, so the penalty is linear in the latter. The constant is
-measured (docs/benchmarks.md); a factor of 2 either way costs little.
+measured on Adult (docs/benchmarks.md), whose columns have many levels and hang together strongly.
 """
+
+SHRINKAGES = (1.0, 1.5, 2.0, 3.0)
+"""The multiples of the penalty of which the noisy moments choose one, from weak to strong."""
+
+CHOOSING_DRAWS, CHOOSING_COMPONENTS = 3, 100
+"""How often the moments are thinned for that choice, and how fine the shapes that it is made with are at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +109,67 @@ def warm_start(
     anchor = Anchor.from_sum(layout or MomentLayout.of(study.table), noisy_sum, noise_std=noise_std)
     if earlier is not None:
         anchor = earlier.joined(anchor)
-    plan = plan_fit(study, anchor)
+    told, label_weight = progress or (lambda _: None), study.warm_start.label_weight
+    plan, choosing = plan_fit(study, anchor), 0.0
+    if study.warm_start.shrinkage is None:
+        choosing = 0.6
+        multiple = choose_shrinkage(
+            anchor, plan, label_weight=label_weight, progress=lambda done: told(choosing * done), seed=seed
+        )
+        plan = replace(plan, shrinkage=multiple * plan.shrinkage)
     generator = fit_mixture(
-        anchor, plan, label_weight=study.warm_start.label_weight, progress=progress, seed=seed
+        anchor,
+        plan,
+        label_weight=label_weight,
+        progress=lambda done: told(choosing + (1 - choosing) * done),
+        seed=seed,
     )
     return WarmStart(generator, anchor, plan)
 
 
+def choose_shrinkage(
+    anchor: Anchor,
+    plan: FitPlan,
+    *,
+    label_weight: float = 1.0,
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> float:
+    """Which of `SHRINKAGES` fits what was not fitted to best.
+
+    Fits to one half of the thinned moments, with the weakest penalty first and each from the one before, until the
+    other half is met worse. Privacy: post-processing of the noisy moments; no patient is asked.
+
+    Args:
+        anchor: the noisy moments.
+        plan: how to fit; its penalty is that of multiple 1.
+        label_weight: as `fit_mixture`.
+        progress: called with the done part.
+        seed: of the thinning and of first logits.
+    """
+    if not anchor.noise_std or not plan.shrinkage:
+        return 1.0
+    told, factor = progress or (lambda _: None), (1 + THINNING**2) ** 0.5
+    halves = [anchor.thinned(seed=seed + draw) for draw in range(CHOOSING_DRAWS)]
+    fits: list[MixtureGenerator | None] = [None] * CHOOSING_DRAWS
+    plan = replace(plan, components=min(plan.components, CHOOSING_COMPONENTS))
+    best, least = SHRINKAGES[0], float("inf")
+    for place, multiple in enumerate(SHRINKAGES):
+        stronger, missed = replace(plan, shrinkage=multiple * factor * plan.shrinkage), 0.0
+        for draw, (fitted_to, judged_by) in enumerate(halves):
+            fitted = fit_mixture(fitted_to, stronger, label_weight=label_weight, seed=seed, start=fits[draw])
+            with torch.no_grad():
+                missed += float(judged_by.loss(fitted, label_weight=label_weight))
+            fits[draw] = fitted
+            told((place + (draw + 1) / CHOOSING_DRAWS) / len(SHRINKAGES))
+        if missed >= least:
+            break
+        best, least = multiple, missed
+    return best
+
+
 def plan_fit(study: Study, anchor: Anchor) -> FitPlan:
-    """Components and penalty by the noise."""
+    """Components and penalty by the noise; of a penalty that is to be chosen, the multiple 1."""
     settings, noise, width = study.warm_start, max(anchor.noise_std, 1e-5), anchor.layout.width
     # Finer shapes where the noise lets them be seen; a step costs components x width^2.
     components = settings.components or int(
@@ -120,7 +179,7 @@ def plan_fit(study: Study, anchor: Anchor) -> FitPlan:
         components=components,
         steps=settings.steps,
         learning_rate=settings.learning_rate,
-        shrinkage=settings.shrinkage * shrinkage_of(anchor),
+        shrinkage=(1.0 if settings.shrinkage is None else settings.shrinkage) * shrinkage_of(anchor),
     )
 
 
@@ -136,6 +195,7 @@ def fit_mixture(
     label_weight: float = 1.0,
     progress: Progress | None = None,
     seed: int = 0,
+    start: MixtureGenerator | None = None,
 ) -> MixtureGenerator:
     """Fit a mixture of products to noisy frequencies.
 
@@ -145,15 +205,12 @@ def fit_mixture(
         label_weight: of columns and pairs with the label, above 0.
         progress: called with the done part.
         seed: of the first logits.
+        start: a fit to go on from, which stays as it is; else from the columns' frequencies.
 
     References:
         Liu, Nocedal: On the limited memory BFGS method for large scale optimization, 1989.
     """
-    source = torch.Generator().manual_seed(seed)
-    layout = anchor.layout
-    start = anchor.frequencies.one_way.clamp_min(1e-4).log().float()
-    spread = 0.5 * torch.randn(plan.components, layout.width, generator=source)
-    generator = MixtureGenerator(start + spread, torch.zeros(plan.components), layout.cardinalities)
+    generator = _first_guess(anchor, plan.components, seed) if start is None else copy.deepcopy(start)
     # Equal weights: shapes and weights say the same twice, and free weights fit noise.
     generator.component_logits.requires_grad_(False)
     told = progress or (lambda _: None)
@@ -165,7 +222,7 @@ def fit_mixture(
         return (anchor.loss(generator, label_weight=label_weight) + penalty) * unit
 
     adam = torch.optim.Adam([generator.logits], plan.learning_rate)
-    for step in range(START_STEPS):
+    for step in range(START_STEPS if start is None else 0):
         adam.zero_grad()
         loss().backward()
         adam.step()
@@ -175,6 +232,14 @@ def fit_mixture(
     )
     told(1.0)
     return generator
+
+
+def _first_guess(anchor: Anchor, components: int, seed: int) -> MixtureGenerator:
+    """The columns' frequencies, each component a little off."""
+    source, layout = torch.Generator().manual_seed(seed), anchor.layout
+    middle = anchor.frequencies.one_way.clamp_min(1e-4).log().float()
+    spread = 0.5 * torch.randn(components, layout.width, generator=source)
+    return MixtureGenerator(middle + spread, torch.zeros(components), layout.cardinalities)
 
 
 def _descend(
