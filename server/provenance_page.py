@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from server.condition_text import where_text
+
 PAGE_FILE = "certificate.html"
 MEDIA_TYPE = "text/html; charset=utf-8"
 _STYLE = """
@@ -40,7 +42,7 @@ def certificate_page(statement: Mapping[str, Any]) -> bytes:
         _facts(
             "Conditions",
             {
-                "Asked": "; ".join(map(str, conditions["asked"])) or "none",
+                "Asked": where_text(conditions["asked"]) or "none",
                 "Held by": achieved["held_by"],
                 "Share of the release": f"{float(achieved['share_of_release']):.4%}"
                 + (" (computed)" if achieved["share_is_exact"] else " (estimated from a draw)"),

@@ -13,6 +13,7 @@ from server.api.auth import StoreDep
 from server.api.problems import ProblemError, responses
 
 router = APIRouter(prefix="/v1/health", tags=["health"])
+VERSION = version("fedtwin")
 
 
 class Health(BaseModel):
@@ -26,8 +27,8 @@ class Health(BaseModel):
 def get_health(store: StoreDep) -> Health:
     """Asks the database."""
     try:
-        with store.database.read() as session:
-            session.execute(text("SELECT 1"))
+        with store.database.rows() as connection:
+            connection.execute(text("SELECT 1"))
     except SQLAlchemyError as error:
         raise ProblemError(503, "unavailable", "the database does not answer") from error
-    return Health(status="ok", version=version("fedtwin"))
+    return Health(status="ok", version=VERSION)

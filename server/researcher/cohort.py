@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from server.api_client import ApiClient, digest_of_file
+from server.condition_text import where_text
 from server.coordinator_error import CoordinatorError
 from server.researcher.progress import Tell, duration, progress_bar, size
 from server.researcher.rendering import html_facts, text_facts
@@ -206,7 +207,7 @@ class Cohort:
             "cohort": one.id,
             "patients": f"{one.num_patients:,}",
             "state": one.state if not one.is_open else f"{one.state} {one.percent:.0f} %",
-            "where": "; ".join(map(str, one.conditions)),
+            "where": where_text(one.conditions),
             "formats": ", ".join(one.formats),
             "asked": f"{one.created_at:%Y-%m-%d %H:%M}",
         }
@@ -222,7 +223,7 @@ class Cohort:
         facts = {
             "state": f"{one.state}, {one.percent:.0f} %" if one.is_open else one.state,
             "patients": f"{one.num_patients:,}, all synthetic",
-            "where": "; ".join(map(str, one.conditions)) or "no condition",
+            "where": where_text(one.conditions) or "no condition",
             "release": one.release,
             "seed": str(one.seed),
             "formats": ", ".join(one.formats),

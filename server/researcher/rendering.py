@@ -32,7 +32,7 @@ class Listing(tuple[T, ...]):
 
 
 def text_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows with the same headings, in columns.
+    """Rows with the same headings, in columns; what is long is cut, but in the last.
 
     >>> print(text_table([{"a": "1", "bc": "x"}, {"a": "234", "bc": "y"}]))
     a    bc
@@ -40,7 +40,8 @@ def text_table(rows: Sequence[Mapping[str, str]]) -> str:
     234  y
     """
     headings = list(rows[0])
-    cells = [headings, *([_short(row[name]) for name in headings] for row in rows)]
+    *cut, last = headings
+    cells = [headings, *([*(_short(row[name]) for name in cut), row[last]] for row in rows)]
     widths = [max(len(line[at]) for line in cells) for at in range(len(headings))]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from server.researcher.rendering import Listing, html_facts, html_table, text_facts
+from server.unit_words import unit_words
 
 T = TypeVar("T")
 OPEN_STATES = frozenset({"queued", "running"})
@@ -34,14 +35,15 @@ class Column:
         if self.categories is not None:
             told = ", ".join(self.categories)
         elif self.minimum is not None:
-            told = f"{self.minimum} to {self.maximum}" + (f" {self.unit}" if self.unit else "")
+            told = f"{self.minimum} to {self.maximum} {unit_words(self.unit)}".rstrip()
         else:
             told = "true, false" if self.kind == "boolean" else ""
         return f"{told}; may be absent" if self.missing else told
 
     def row(self) -> Mapping[str, str]:
         """As a line of the dictionary."""
-        return {"column": self.name, "kind": self.kind, "values": self.values, "meaning": self.title}
+        meaning = ". ".join(dict.fromkeys(filter(None, (self.title, self.description))))
+        return {"column": self.name, "kind": self.kind, "values": self.values, "meaning": meaning}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,6 +75,11 @@ def verify_folder(folder: Path | str, ledger_key: str) -> CheckedCohort:
 
     folder = Path(folder)
     key = VerifyKey.from_text(ledger_key)
+    if not (folder / CERTIFICATE_FILE).is_file():
+        raise UnreadableCohortError(
+            f"{folder} holds no cohort: there is no {CERTIFICATE_FILE} in it; name the folder that a cohort was "
+            "downloaded into, such as cohorts/cohort-..."
+        )
     try:
         certificate = json.loads((folder / CERTIFICATE_FILE).read_bytes())
         files, unfinished = _files_of(folder)

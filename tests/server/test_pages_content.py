@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import re
-import zipfile
+import shlex
+from html import unescape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,8 @@ from models.sampling import CohortSampler
 from models.study import Study
 from models.study_generator import StudyGenerator
 from models.weights import decode_arrays, encode_arrays
-from privacy.invitation import Invitation
-from privacy.merkle import leaf_hash, verify_inclusion
-from privacy.signing import SigningKey
-from server import cohorts, invitations, jobs, ledger_store, releases, round_records, runs, sites, studies
+from server import cohorts, jobs, releases, round_records, studies
 from server.api.pages import distributions, rendering
-from server.spends import study_spends
 
 pytestmark = pytest.mark.usefixtures("quick_previews")
 
@@ -37,7 +33,7 @@ def database_url(tmp_path: Path) -> str:
 
 def words(page: str) -> str:
     """A page's text, as one line."""
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", page)).split())
 
 
 def test_empty_places_say_what_to_do(researcher, operator, auditor) -> None:
@@ -197,6 +193,7 @@ def test_a_cohort_from_the_form_is_the_apis(researcher, api, scenario) -> None:
     assert researcher.client.get(f"{to}/progress").headers["hx-refresh"] == "true"
     page = researcher.see(to)
     assert "age at least 60" in words(page)
+    assert f'Coordinator().cohort("{cohort.id}").download(' in unescape(page)  # a table needs Parquet
     assert "hx-get" not in page
     files = cohorts.get_cohort(scenario.store, cohort.id).files
     for file in files:
@@ -204,6 +201,35 @@ def test_a_cohort_from_the_form_is_the_apis(researcher, api, scenario) -> None:
         got = researcher.client.get(f"{to}/files/{file.name}")
         assert got.content == api.get("researcher", f"/v1/cohorts/{cohort.id}/files/{file.name}").content
     assert "certificate.json" in page
+
+
+def test_the_command_on_a_cohorts_page_asks_for_the_same(researcher, api, scenario) -> None:
+    digest = scenario.release().digest
+    fields = {"c0.in": ["female"], "c1.to": "70", "where": "not ill or age > 3", "columns": ["age", "ill"]}
+    fields |= {"release": digest, "num_patients": "12", "seed": "5", "formats": ["csv", "parquet"]}
+    page = unescape(researcher.see(researcher.send("/cohorts", **fields).headers["location"]))
+    told = re.search(r"(fedtwin cohort request .*?)</pre>", page, flags=re.DOTALL)
+    assert told is not None
+    words = shlex.split(told[1])[3:]
+    options: dict[str, list[str]] = {}
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        options.setdefault(name, []).append(value)
+    wanted = {
+        "release": options["--release"][0],
+        "num_patients": int(options["-n"][0]),
+        "seed": int(options["--seed"][0]),
+        "conditions": options["--where"],
+        "columns": options["--columns"][0].split(","),
+        "formats": options["--format"],
+    }
+    assert api.post("researcher", "/v1/cohorts", wanted).status_code == 202
+    while jobs.make_next(scenario.store):
+        pass
+    second, first = cohorts.list_cohorts(scenario.store, owner="researcher")
+    digests = [{file.name: file.sha256 for file in one.files} for one in (first, second)]
+    for name in ("cohort.csv", "cohort.parquet"):
+        assert digests[0][name] == digests[1][name]
+    assert f'Coordinator().cohort("{second.id}").table()' in unescape(researcher.see(f"/cohorts/{second.id}"))
 
 
 def test_a_form_that_is_sent_twice_makes_one_cohort(researcher, scenario) -> None:
@@ -286,125 +312,13 @@ def test_long_lists_come_in_pages(researcher, scenario) -> None:
     first = researcher.see("/cohorts")
     older = re.search(r'href="(/cohorts\?cursor=[^"]+)"', first)
     assert older is not None
-    second = researcher.see(html.unescape(older[1]))
+    second = researcher.see(unescape(older[1]))
     names = [re.findall(r"cohort-[0-9a-f]{12}(?=</code>)", page) for page in (first, second)]
     assert [len(one) for one in names] == [20, 3]
     assert len(set(names[0] + names[1])) == 23
 
 
-@pytest.fixture
-def started(operator, scenario) -> str:
-    scenario.register()
-    scenario.enrol()
-    return operator.send("/runs", study="heart").headers["location"]
-
-
-def test_an_operator_starts_watches_stops_and_resumes_a_run(api, operator, started: str, scenario) -> None:
-    run = started.rpartition("/")[2]
-    assert api.starter.started == [run]
-    assert "is queued" in words(operator.see("/runs"))
-    operator.send("/runs", 409, study="heart")
-    runs.start_running(scenario.store, run)
-    scenario.record(run, 1)
-    page = operator.see(started)
-    assert 'hx-trigger="every 2s"' in page
-    assert "two way" in words(page)
-    assert "round 1: 0.031" in page
-    assert "north accepted 1 1.62 4" in words(page)
-    operator.send(f"{started}/stop")
-    assert "Stop…" not in operator.see(started)
-    runs.finish_run(scenario.store, run, "stopped")
-    part = operator.client.get(f"{started}/monitor")
-    assert part.headers["hx-refresh"] == "true"
-    operator.send(f"{started}/stop", 409)
-    operator.send(f"{started}/resume")
-    assert api.starter.started == [run, run]
-
-
-def test_a_run_that_cannot_be_started_is_a_page_with_the_reason(api, operator, scenario) -> None:
-    scenario.register()
-    scenario.enrol()
-    api.starter.fails_with = "the SuperLink does not answer"
-    page = words(operator.send("/runs", 503, study="heart").text)
-    assert "the SuperLink does not answer" in page
-    assert "Wait a few seconds" in page
-
-
-def test_an_auditor_watches_a_run_and_has_no_buttons(auditor, started: str) -> None:
-    page = auditor.see(started)
-    assert "Stop…" not in page
-    assert "Start a run" not in auditor.see("/runs")
-
-
-def test_a_site_is_admitted_only_with_the_digits_of_its_own_key(operator, scenario, facts) -> None:
-    page = operator.send("/sites/invitations", 200, site="saint-mary", hours="5").text
-    text = re.search(r'class="digest invitation">([^<]+)<', page)
-    assert text is not None
-    assert text[1] not in operator.see("/sites")
-    invitation = Invitation.parse(html.unescape(text[1]))
-    key = SigningKey.generate(name="saint-mary")
-    policy = {"epsilon_per_study": "4.0", "epsilon_total": None, "max_delta": "1e-05"}
-    card = sites.SiteCard(
-        name="saint-mary", receipt_key=key.public.text, node_public_key="ecdsa AAAA", policy=policy
-    )
-    invitations.answer_invitation(
-        scenario.store, identifier=invitation.identifier, secret=invitation.secret, card=card
-    )
-    assert "Waiting for you saint-mary" in words(operator.see("/sites"))
-    digits = key.public.key_id().hex()
-    for wrong in ("", digits[:6], "00000000", digits[:-1] + "x"):
-        operator.send("/sites/saint-mary/approve", 422, key=wrong)
-    assert sites.list_sites(scenario.store) == []
-    operator.send("/sites/saint-mary/approve", key=digits.upper())
-    assert sites.get_site(scenario.store, "saint-mary").state == "enrolled"
-    operator.send("/sites/saint-mary/state", state="suspended")
-    assert "Take back" in operator.see("/sites")
-    operator.send("/sites/saint-mary/state", 422, state="left")
-    for fields in ({"site": "Ünï"}, {"site": "x", "hours": "9999"}, {"site": "x", "hours": "soon"}):
-        operator.send("/sites/invitations", 422, **fields)
-
-
-def test_spends_are_the_newest_of_every_site(auditor, scenario) -> None:
-    scenario.release()
-    assert [(one.site, one.spent_epsilon) for one in study_spends(scenario.store)] == [
-        (name, "1.875") for name in sorted(scenario.keys)
-    ]
-    page = words(auditor.see("/spends"))
-    assert "budget ε 4, δ 1e-05" in page
-    assert "south 1.88 4 1e-05" in page
-    assert "south 4 10 1e-05" in page  # the site's own caps
-
-
-def test_the_ledger_page_proves_what_it_shows(auditor, scenario) -> None:
-    scenario.release()
-    scenario.countersign()
-    page = words(auditor.see("/ledger"))
-    assert scenario.store.key.public.text in page
-    assert "fedtwin audit verify ledger.zip" in page
-    assert "4: the coordinator's and 3 of sites" in page
-    total = ledger_store.num_entries(scenario.store)
-    for index, stored in enumerate(ledger_store.read_entries(scenario.store)):
-        text = auditor.see(f"/ledger/entries/{index}")
-        path = re.findall(r"<li><code class=\"digest\">([0-9a-f]{64})", text)
-        root = re.search(r"<dt>Root</dt><dd><code class=\"digest\">([0-9a-f]{64})", text)
-        assert root is not None
-        verify_inclusion(
-            leaf=leaf_hash(stored.data),
-            index=index,
-            size=total,
-            proof=[bytes.fromhex(one) for one in path],
-            root=bytes.fromhex(root[1]),
-        )
-        assert f"Entry {index}: {stored.entry.kind}" in words(text)
-    auditor.see(f"/ledger/entries/{total}", 404)
-    auditor.see("/ledger/entries/x", 422)
-    receipt = next(one for one in ledger_store.read_entries(scenario.store) if one.entry.kind == "receipt")
-    assert "spend_epsilon" in auditor.see(f"/ledger/entries/{receipt.index}")
-    export = auditor.client.get("/ledger/export")
-    assert zipfile.ZipFile(BytesIO(export.content)).testzip() is None
-
-
-def test_a_release_with_pictures_shows_some(researcher, scenario, monkeypatch) -> None:
+def test_a_release_with_pictures_shows_some(researcher, api, scenario, monkeypatch) -> None:
     text = (Path(__file__).resolve().parents[2] / "server/demo/digits.toml").read_text()
     study = studies.register_study(scenario.store, Study.from_toml(text), created_by="olga").study
     assert study.image is not None
@@ -421,3 +335,13 @@ def test_a_release_with_pictures_shows_some(researcher, scenario, monkeypatch) -
     picture = Image.open(BytesIO(answer.content))
     assert (picture.size, picture.mode) == ((8 * 10, 3 * 10), "L")
     assert len(set(picture.tobytes())) > 1
+    asked = {"release": release.digest, "num_patients": "10", "c0.in": ["3"]}
+    some = researcher.send("/cohorts/estimate", 200, {"HX-Request": "true"}, **asked)
+    address = re.search(r'<img src="([^"]+)"', some.text)
+    assert address is not None
+    threes = researcher.client.get(unescape(address[1]))
+    assert threes.headers["content-type"] == "image/png"
+    assert threes.content != answer.content
+    asked = {"where": "digit in ['3']", "seed": 0}
+    by_api = api.get("researcher", f"/v1/releases/{release.digest}/pictures", params=asked)
+    assert by_api.content == threes.content

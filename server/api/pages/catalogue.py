@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from models.study import Study
@@ -16,6 +17,7 @@ from server.api.pages.access import AnyRole, Operator, Posted
 from server.api.pages.distributions import distributions
 from server.api.pages.rendering import render
 from server.api.releases import SEEN_BY_RESEARCHERS, visible_release
+from server.cohorts import MAX_SEED
 from server.errors import InvalidError
 from server.keys import ApiKey
 from server.releases import LIMITS_OF_USE, Release
@@ -80,9 +82,18 @@ def show(request: Request, digest: str, session: AnyRole, store: StoreDep) -> Re
 
 
 @router.get("/releases/{digest}/pictures.png")
-async def show_pictures(request: Request, digest: str, session: AnyRole, store: StoreDep) -> Response:
-    """Pictures of a release's first patients on one sheet, as the API draws them."""
-    return await previews.show_pictures(request, session.key, store, digest, is_patient=True)
+async def show_pictures(
+    request: Request,
+    digest: str,
+    session: AnyRole,
+    store: StoreDep,
+    where: previews.Where = None,
+    seed: Annotated[int, Query(ge=0, le=MAX_SEED)] = 0,
+) -> Response:
+    """Pictures of a release's first patients under conditions on one sheet, as the API draws them."""
+    return await previews.show_pictures(
+        request, session.key, store, digest, where=where or (), seed=seed, is_patient=True
+    )
 
 
 @router.post("/releases/{digest}/publish")

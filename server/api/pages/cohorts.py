@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import shlex
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
@@ -21,6 +22,7 @@ from server.api.pages.sessions import Session
 from server.api.paging import decode_cursor, encode_cursor
 from server.api.releases import visible_release
 from server.cohorts import DEFAULT_FORMATS, MAX_PATIENTS, OPEN_STATES, CohortRequest
+from server.condition_text import where_text
 from server.errors import InvalidError, QuotaExceededError
 from server.exports.context import ExportContext
 from server.exports.formats import FORMATS as EXPORT_FORMATS
@@ -204,11 +206,25 @@ def _page(request: Request, store: Store, session: Session, cohort_id: str, temp
         "is_part": is_part,
         "is_mine": cohort.owner == session.key.owner,
         "conditions": in_words(cohort.conditions),
+        "command": _command(cohort),
     }
     # The whole page once it has ended: asking stops.
     return render(
         request, template, context, headers={"HX-Refresh": "true"} if is_part and not is_open else {}
     )
+
+
+def _command(cohort: api.CohortOut) -> str:
+    """What asks for the same from a terminal, to be copied there."""
+    words = ["fedtwin", "cohort", "request", "--release", cohort.release, "-n", str(cohort.num_patients)]
+    words += ["--seed", str(cohort.seed)]
+    if cohort.conditions:
+        words += ["--where", where_text(cohort.conditions)]
+    if cohort.columns:
+        words += ["--columns", ",".join(cohort.columns)]
+    for name in cohort.formats:
+        words += ["--format", name]
+    return shlex.join(words)
 
 
 def _title(store: Store, digest: str) -> str:

@@ -7,17 +7,20 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 from starlette.concurrency import run_in_threadpool
 
 from models.study import Study
 from server.api.pages.distributions import load_generator
+from server.condition_text import condition_text
 from server.errors import InvalidError
 from server.previews import Preview, Previewer, PreviewUnavailableError
 from server.releases import Release
 from server.store import Store
 
 FEW_COMPONENTS = 5.0
+MAX_ADDRESS = 8_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,7 @@ class Estimate:
         is_whole: whether nothing was asked for.
         num_components: of the generator.
         header: the preview's columns, for people.
+        pictures: where pictures of these patients are; empty where the release has none.
         too_rare: why too few patients satisfy the conditions, in words; empty where enough do.
         fault: what cannot be read in the conditions, or why there is no preview now; empty where there is one.
     """
@@ -37,6 +41,7 @@ class Estimate:
     is_whole: bool = False
     num_components: int = 0
     header: Sequence[str] = ()
+    pictures: str = ""
     too_rare: str = ""
     fault: str = ""
 
@@ -84,4 +89,11 @@ async def estimate(
         is_whole=not conditions,
         num_components=generator.table.num_components,
         header=[titles[name] for name in preview.columns],
+        pictures="" if study.image is None else _pictures(release, conditions, seed),
     )
+
+
+def _pictures(release: Release, conditions: Sequence[Any], seed: int) -> str:
+    asked = [("where", condition_text(one)) for one in conditions]
+    address = f"/releases/{release.digest}/pictures.png?{urlencode([*asked, ('seed', seed)])}"
+    return address if len(address) <= MAX_ADDRESS else ""

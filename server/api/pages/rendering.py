@@ -20,6 +20,7 @@ from server.api.pages import charts
 from server.api.pages.access import session_or_none
 from server.keys import ApiKey
 from server.tables import Role
+from server.unit_words import unit_words
 
 FOLDER = Path(__file__).parent
 
@@ -98,11 +99,13 @@ def environment() -> Environment:
         duration=duration,
         number=number,
         count=lambda value: f"{value:,}",
+        of=lambda value, what: f"{value:,} {what}{'' if value == 1 else 's'}",
+        sentence=lambda text: f"{text[:1].upper()}{text[1:]}",
         size=size,
         share=share,
         short=short,
         shown=shown,
-        unit=unit,
+        unit=lambda column: unit_words(getattr(column, "unit", "")),
         compact=lambda data: json.dumps(data, ensure_ascii=False),
         pretty=lambda data: json.dumps(data, indent=2, ensure_ascii=False, sort_keys=True),
     )
@@ -155,12 +158,6 @@ def share(value: float) -> str:
     if percent >= 10 or percent == 0:
         return f"{percent:.0f} %"
     return f"{percent:.1f} %" if percent >= 1 else f"{percent:.2g} %"
-
-
-def unit(column: object) -> str:
-    """A column's unit for people: UCUM's codes for times are words to them."""
-    code = str(getattr(column, "unit", ""))
-    return {"a": "years", "mo": "months", "wk": "weeks", "d": "days", "h": "hours"}.get(code, code)
 
 
 def short(digest: str) -> str:
