@@ -2,9 +2,9 @@
 release's pictures.
 
 The first look (`models.image_features`) is the same for every study. The lens is made for one: its network tells the
-study's categories apart and sharp pictures from spoilt ones (`models.image_lens_training`), and its features are
-centred and scaled by the pictures of the first release, so that a patient's bounded contribution is spent on what
-differs between pictures and not on what all share. All of it follows from noisy releases, so it costs no budget.
+study's categories apart (`models.image_lens_training`), and its features are centred and scaled by the pictures of
+the first release, so that a patient's bounded contribution is spent on what differs between pictures and not on what
+all share. All of it follows from noisy releases, so it costs no budget.
 
 With z(x) the centred and scaled activations of the network's four layers the features of an image x are
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.image_lens import ImageLens, LensError
-from models.image_lens_training import WAYS, spoilt, train_lens, turned
+from models.image_lens_training import train_lens, turned
 from models.image_moments import ImageMomentLayout
 from models.image_schema import ImageSchema
 
@@ -97,17 +97,13 @@ def test_a_lens_that_cannot_be_used_is_refused(learnt, change, says):
         ImageLens.from_arrays(arrays, SMALL)
 
 
-def test_it_tells_the_categories_and_spoilt_pictures_apart(learnt):
+def test_it_tells_the_categories_apart(learnt):
     pictures, codes = bars(200, 1)
     images = pictures.float() / 255
     features = learnt(images)
     left, right = (features[codes[:, 0] == side] for side in (0, 1))
     apart = (left.mean(0) - right.mean(0)).norm()
     assert float(apart) > 0.3
-    worse, ways = spoilt(images)
-    moved = (learnt(worse) - features).norm(dim=1)
-    assert bool((moved[ways == 0] == 0).all())
-    assert float(moved[ways == 4].mean()) > 0
 
 
 def test_one_seed_gives_one_lens_and_leaves_torchs_own_random_state_alone():
@@ -126,13 +122,10 @@ def test_each_layer_has_the_same_share_of_what_differs_between_pictures(learnt):
 
 
 @pytest.mark.parametrize(("size", "channels"), FORMS)
-def test_spoilt_pictures_are_pictures_and_every_way_comes_equally_often(size, channels):
-    torch.manual_seed(0)
-    images = turned(torch.rand(WAYS * 5, channels, size, size))
-    made, ways = spoilt(images)
-    assert ways.bincount().tolist() == [5] * WAYS
+def test_turned_pictures_are_pictures_of_about_the_same_brightness(size, channels):
+    images = torch.rand(20, channels, size, size)
+    made = turned(images)
     assert made.shape == images.shape
     assert 0 <= float(made.min()) <= float(made.max()) <= 1 + 1e-6
-    same = (made == images).flatten(1).all(1)
-    assert bool(same[ways == 0].all())
-    assert not bool(same[ways != 0].any())
+    assert float(made.mean()) == pytest.approx(float(images.mean()), abs=0.05)
+    assert not torch.equal(made, images)
