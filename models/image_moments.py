@@ -22,7 +22,7 @@ from models.schema import StudySchema
 
 Progress = Callable[[float], None]
 
-BATCH_IMAGES = 512
+BATCH_IMAGES = 256
 
 
 class ImageMomentLayout:
