@@ -348,6 +348,15 @@ class Api:
     def post(self, who: str | None, path: str, body: Any = None, **options: Any) -> httpx.Response:
         return self.call(who, "POST", path, **({"json": body} if body is not None else {}), **options)
 
+    @staticmethod
+    def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
+        assert answer.status_code == status, answer.text
+        assert answer.headers["content-type"] == "application/problem+json"
+        body = answer.json()
+        assert body["status"] == status
+        assert {"type", "title", "detail"} <= set(body)
+        return body
+
 
 @pytest.fixture(scope="session")
 def ca_certificate() -> bytes:

@@ -11,15 +11,6 @@ from sqlalchemy.exc import OperationalError
 from server import jobs
 
 
-def _problem(answer, status: int) -> dict:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    body = answer.json()
-    assert body["status"] == status
-    assert {"type", "title", "detail"} <= set(body)
-    return body
-
-
 def test_an_impossible_number_of_patients_is_named_with_its_bound(api) -> None:
     impossible = [
         (0, "1"),
@@ -33,7 +24,7 @@ def test_an_impossible_number_of_patients_is_named_with_its_bound(api) -> None:
     ]
     for num_patients, bound in impossible:
         wanted = {"release": "sha256:" + "0" * 64, "num_patients": num_patients}
-        problem = _problem(api.post("researcher", "/v1/cohorts", wanted), 422)
+        problem = api.problem(api.post("researcher", "/v1/cohorts", wanted), 422)
         (fault,) = problem["errors"]
         assert fault["field"] == "num_patients"
         assert fault["detail"].startswith(f"num_patients is {num_patients!r}"[:100])
@@ -57,7 +48,7 @@ def test_a_field_that_cannot_be_is_named(api, scenario) -> None:
         ("conditions", {"conditions": ["age > 1"] * 101}),
         ("conditions", {"conditions": ["age > 1 and " * 400 + "age > 1"]}),
     ]:
-        problem = _problem(
+        problem = api.problem(
             api.post("researcher", "/v1/cohorts", {"release": release, "num_patients": 5, **change}), 422
         )
         named = {fault["field"] for fault in problem["errors"]}
@@ -102,7 +93,7 @@ SENTENCES = [
 def test_what_is_wrong_is_said_as_one_says_it(api, content, faults) -> None:
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
     answer = api.post("researcher", "/v1/cohorts", content=data, headers={"Content-Type": "application/json"})
-    problem = _problem(answer, 422)
+    problem = api.problem(answer, 422)
     assert [fault["field"] for fault in problem["errors"]] == [field for field, _ in faults]
     for fault, (_, said) in zip(problem["errors"], faults, strict=True):
         if "not JSON" in said:  # what follows is Python's own
@@ -120,7 +111,7 @@ def test_a_body_of_another_kind_is_named(api) -> None:
         content=b"a=b",
         headers={"Content-Type": "application/x-www-form-urlencoded"},
     )
-    assert "x-www-form-urlencoded; send application/json" in _problem(answer, 415)["detail"]
+    assert "x-www-form-urlencoded; send application/json" in api.problem(answer, 415)["detail"]
 
 
 def test_an_address_says_all_that_it_takes(api) -> None:
@@ -131,7 +122,7 @@ def test_an_address_says_all_that_it_takes(api) -> None:
     ):
         answer = api.call("researcher", "PATCH", path)
         assert answer.headers["allow"] == methods
-        assert _problem(answer, 405)["detail"] == f"this address takes {methods}, not PATCH"
+        assert api.problem(answer, 405)["detail"] == f"this address takes {methods}, not PATCH"
 
 
 def test_a_body_that_is_no_request_is_a_problem_and_never_a_crash(api) -> None:
@@ -154,23 +145,23 @@ def test_a_body_that_is_no_request_is_a_problem_and_never_a_crash(api) -> None:
 
 def test_bodies_have_limits(api) -> None:
     too_much = b'{"study": "' + b"x" * 2**20 + b'"}'
-    _problem(api.post("operator", "/v1/runs", content=too_much), 413)
+    api.problem(api.post("operator", "/v1/runs", content=too_much), 413)
 
     def parts():
         for _ in range(20):
             yield b"x" * 2**16
 
-    _problem(api.post("operator", "/v1/runs", content=parts()), 413)  # without a Content-Length
+    api.problem(api.post("operator", "/v1/runs", content=parts()), 413)  # without a Content-Length
     answer = api.post(
         "operator", "/v1/studies", content=too_much, headers={"Content-Type": "application/json"}
     )
     assert answer.status_code == 422  # a study may be larger
-    _problem(api.post("operator", "/v1/runs", content=b"x", headers={"Content-Encoding": "gzip"}), 415)
+    api.problem(api.post("operator", "/v1/runs", content=b"x", headers={"Content-Encoding": "gzip"}), 415)
 
 
 def test_addresses_that_lead_nowhere_are_problems_too(api) -> None:
     for path in ("/v1/studies/%00", "/v1/runs?study=%00", "/v1/cohorts?cursor=%00"):
-        _problem(api.get("operator", path), 400)
+        api.problem(api.get("operator", path), 400)
     for path in (
         "/v1/nothing",
         "/v2/studies",
@@ -178,8 +169,8 @@ def test_addresses_that_lead_nowhere_are_problems_too(api) -> None:
         "/v1/studies/%2e%2e%2f",
         "/v1/runs/",
     ):
-        _problem(api.get("operator", path), 404)
-    _problem(api.call("operator", "PUT", "/v1/runs"), 405)
+        api.problem(api.get("operator", path), 404)
+    api.problem(api.call("operator", "PUT", "/v1/runs"), 405)
 
 
 def test_file_names_cannot_climb_out(api, scenario) -> None:
@@ -198,8 +189,8 @@ def test_a_database_that_is_locked_is_503_and_to_be_tried_again(api, scenario) -
 
     event.listen(scenario.store.database.engine, "begin", away)
     answer = api.get("operator", "/v1/studies")
-    _problem(answer, 503)
+    api.problem(answer, 503)
     assert answer.headers["retry-after"] == "5"
-    _problem(api.get(None, "/v1/health"), 503)
+    api.problem(api.get(None, "/v1/health"), 503)
     event.remove(scenario.store.database.engine, "begin", away)
     assert api.get("operator", "/v1/studies").status_code == 200

@@ -14,15 +14,6 @@ from privacy.verification import verify_export
 from server import jobs, runs
 
 
-def _problem(answer, status: int) -> dict:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    body = answer.json()
-    assert body["status"] == status
-    assert {"type", "title", "detail"} <= set(body)
-    return body
-
-
 def test_a_study_goes_in_as_toml_or_json_and_comes_out_calibrated(api, study_toml: str) -> None:
     toml = {"Content-Type": "application/toml"}
     made = api.post("operator", "/v1/studies", content=study_toml, headers=toml)
@@ -33,8 +24,8 @@ def test_a_study_goes_in_as_toml_or_json_and_comes_out_calibrated(api, study_tom
     again = api.post("operator", "/v1/studies", shown["definition"])
     assert again.json()["digest"] == shown["digest"]
     changed = {**shown["definition"], "title": "Another"}
-    assert "never changes" in _problem(api.post("operator", "/v1/studies", changed), 409)["detail"]
-    _problem(
+    assert "never changes" in api.problem(api.post("operator", "/v1/studies", changed), 409)["detail"]
+    api.problem(
         api.post("operator", "/v1/studies", content=study_toml, headers={"Content-Type": "text/csv"}), 415
     )
 
@@ -49,7 +40,7 @@ def test_a_study_that_cannot_be_names_its_fields(api, study_toml: str) -> None:
     ):
         content = study_toml.replace(old, new, 1)
         headers = {"Content-Type": "application/toml"}
-        problem = _problem(api.post("operator", "/v1/studies", content=content, headers=headers), 422)
+        problem = api.problem(api.post("operator", "/v1/studies", content=content, headers=headers), 422)
         assert any(fault["field"].startswith(field) for fault in problem["errors"]), problem
 
 
@@ -57,12 +48,12 @@ def test_toml_that_is_none_says_where(api) -> None:
     answer = api.post(
         "operator", "/v1/studies", content="name = ", headers={"Content-Type": "application/toml"}
     )
-    assert "not TOML" in _problem(answer, 422)["detail"]
+    assert "not TOML" in api.problem(answer, 422)["detail"]
 
 
 def test_an_unknown_study_lists_what_exists(api, scenario) -> None:
     scenario.register()
-    problem = _problem(api.post("operator", "/v1/runs", {"study": "lungs"}), 404)
+    problem = api.problem(api.post("operator", "/v1/runs", {"study": "lungs"}), 404)
     assert "'lungs'" in problem["detail"]
     assert "'heart'" in problem["detail"]
 
@@ -75,7 +66,7 @@ def test_a_run_is_started_followed_stopped_and_resumed(api, scenario) -> None:
     path = made.headers["location"]
     run = made.json()["id"]
     assert api.starter.started == [run]
-    assert "one at a time" in _problem(api.post("operator", "/v1/runs", {"study": "heart"}), 409)["detail"]
+    assert "one at a time" in api.problem(api.post("operator", "/v1/runs", {"study": "heart"}), 409)["detail"]
     runs.start_running(scenario.store, run)
     scenario.record(run, 1)
     runs.report_progress(scenario.store, run, phase="refine", round=1, percent=50.0, eta_seconds=30.0)
@@ -101,7 +92,7 @@ def test_a_run_that_cannot_be_started_fails_in_words_and_blocks_nothing(api, sce
     api.starter.fails_with = "no SuperLink answers"
     assert (
         "no SuperLink answers"
-        in _problem(api.post("operator", "/v1/runs", {"study": "heart"}), 503)["detail"]
+        in api.problem(api.post("operator", "/v1/runs", {"study": "heart"}), 503)["detail"]
     )
     (run,) = api.get("operator", "/v1/runs").json()["items"]
     assert (run["state"], run["reason"]) == ("failed", "could not be started: no SuperLink answers")
@@ -127,7 +118,7 @@ def test_a_site_is_enrolled_by_its_card(api, scenario) -> None:
         ("name", {"name": "../x"}),
         ("site", {"policy": {"epsilon_per_study": 3.0}, "name": "north"}),
     ):
-        problem = _problem(api.post("operator", "/v1/sites", {**card, **change}), 422)
+        problem = api.problem(api.post("operator", "/v1/sites", {**card, **change}), 422)
         assert field in {fault["field"] for fault in problem["errors"]}
 
 
@@ -157,11 +148,11 @@ def test_the_same_idempotency_key_gives_the_same_cohort(api, scenario) -> None:
     assert first.status_code == again.status_code == 202
     assert first.headers["location"] == again.headers["location"]
     other = api.post("researcher", "/v1/cohorts", {**wanted, "num_patients": 6}, headers=name)
-    assert "another request" in _problem(other, 422)["detail"]
+    assert "another request" in api.problem(other, 422)["detail"]
     # Another owner's key of the same name is another key.
     foreign = api.post("stranger", "/v1/cohorts", wanted, headers=name)
     assert foreign.headers["location"] != first.headers["location"]
-    assert _problem(api.post("researcher", "/v1/cohorts", wanted, headers={"Idempotency-Key": "a b"}), 422)
+    assert api.problem(api.post("researcher", "/v1/cohorts", wanted, headers={"Idempotency-Key": "a b"}), 422)
 
 
 def test_pages_follow_each_other_without_gap_or_double(api, scenario) -> None:
@@ -183,9 +174,9 @@ def test_pages_follow_each_other_without_gap_or_double(api, scenario) -> None:
             break
     assert seen == made[::-1]
     for bad in ("x", "AAAA", "MjAyNg==", "\U0001f600"):
-        _problem(api.get("researcher", "/v1/cohorts", params={"cursor": bad}), 422)
-    _problem(api.get("researcher", "/v1/cohorts", params={"limit": 0}), 422)
-    _problem(api.get("researcher", "/v1/cohorts", params={"limit": 201}), 422)
+        api.problem(api.get("researcher", "/v1/cohorts", params={"cursor": bad}), 422)
+    api.problem(api.get("researcher", "/v1/cohorts", params={"limit": 0}), 422)
+    api.problem(api.get("researcher", "/v1/cohorts", params={"limit": 201}), 422)
 
 
 def test_the_auditor_reads_the_whole_ledger_and_checks_it(api, scenario) -> None:
@@ -206,12 +197,12 @@ def test_the_auditor_reads_the_whole_ledger_and_checks_it(api, scenario) -> None
         old_size=old.size, old_root=old.root, new_size=head.size, new_root=head.root,
         proof=[bytes.fromhex(part) for part in proof],
     )  # fmt: skip
-    _problem(api.get("auditor", "/v1/ledger/proofs/inclusion", params={"index": 99, "size": 9}), 422)
-    _problem(api.get("auditor", "/v1/ledger/checkpoint", params={"size": 9999}), 404)
+    api.problem(api.get("auditor", "/v1/ledger/proofs/inclusion", params={"index": 99, "size": 9}), 422)
+    api.problem(api.get("auditor", "/v1/ledger/checkpoint", params={"size": 9999}), 404)
 
 
 def test_the_export_passes_the_offline_verifier_once_the_sites_countersigned(api, scenario, tmp_path) -> None:
-    _problem(api.get("auditor", "/v1/ledger/export"), 404)
+    api.problem(api.get("auditor", "/v1/ledger/export"), 404)
     release = scenario.release()
     api.post("researcher", "/v1/cohorts", {"release": release.digest, "num_patients": 20})
     assert jobs.make_next(scenario.store)
