@@ -23,12 +23,12 @@ from rich.table import Table
 
 from models.anchor import Anchor
 from models.generator import MixtureGenerator
+from models.mixture_fit import fit_mixture, plan_fit
 from models.moments import MomentLayout
 from models.sampling import sample_cohort
 from models.schema import StudySchema
 from models.study import Study
 from models.table import EncodedTable
-from models.warm_start import fit_mixture, plan_fit
 
 
 def wide_schema(num_columns: int) -> StudySchema:

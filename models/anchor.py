@@ -61,7 +61,7 @@ class Anchor:
                 f"the moments tell of {num_patients:.0f} patients, within the noise of none "
                 f"(standard deviation of a count: {count_std:.0f}); more patients or a larger epsilon are needed"
             )
-        return cls._of(
+        return cls.weighted(
             MomentLayout(layout.cardinalities, layout.label),
             layout.read(noisy_sum / num_patients),
             count_std / num_patients,
@@ -69,10 +69,16 @@ class Anchor:
         )
 
     @classmethod
-    def _of(
+    def weighted(
         cls, layout: MomentLayout, frequencies: MomentCounts, noise_std: float, precision: Tensor
     ) -> Anchor:
-        """The precision brought to a mean of 1 over the pairs."""
+        """An anchor whose precision is brought to a mean of 1 over the pairs.
+
+        Args:
+            layout, frequencies: as the anchor has them.
+            noise_std: standard deviation of the noise where `precision` is 1.
+            precision: (K, K) above 0, symmetric, of any mean.
+        """
         columns = layout.num_columns
         off_diagonal = float(precision.sum() - precision.diagonal().sum())
         mean = off_diagonal / (columns * (columns - 1)) if columns > 1 else float(precision)
@@ -91,7 +97,7 @@ class Anchor:
         column_of = self.layout.column_of
         singles, pairs = share.diagonal()[column_of], share[column_of][:, column_of]
         first, second = self.frequencies, other.frequencies
-        return Anchor._of(
+        return Anchor.weighted(
             self.layout,
             MomentCounts(
                 singles * first.one_way + (1 - singles) * second.one_way,

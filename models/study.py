@@ -59,6 +59,8 @@ class WarmStartSettings(Frozen):
         shrinkage: multiple of the penalty, set by the noise, on what a component tells of the columns (their
             mutual information); it keeps noise from being fitted. Where absent, the noisy moments choose it.
         label_weight: weight of pairs with the label column.
+        by_site: whether sites whose patients differ may each have a part of the generator, where the noisy moments are
+            met better so; what a release tells of the hospitals taken together is then told of them one by one.
         image: how the pictures' generator is fitted, in a study that has them.
     """
 
@@ -67,6 +69,7 @@ class WarmStartSettings(Frozen):
     learning_rate: float = Field(default=0.1, gt=0)
     shrinkage: float | None = Field(default=None, ge=0)
     label_weight: float = Field(default=1.0, gt=0)
+    by_site: bool = True
     image: ImageFitSettings = ImageFitSettings()
 
 

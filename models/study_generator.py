@@ -6,7 +6,7 @@ What is released are its arrays, in one record; `fit_study` makes it from the si
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from models.image_targets import ImageTargets, looks_as_arrays, looks_from_array
 from models.image_warm_start import fit_images
 from models.measurement import EMPHASIS, Measurement
 from models.moments import MomentLayout
+from models.site_fit import SiteMoments
 from models.study import Study
 from models.warm_start import warm_start
 
@@ -103,11 +104,13 @@ class FittedStudy:
         anchor: what was measured so far, for a later fit: the table's noisy frequencies as `anchor`, and what the
             pictures were fitted to.
         scores: how the generator fits the noisy moments.
+        by_site: whether each site has a part of it of its own.
     """
 
     generator: StudyGenerator
     anchor: dict[str, Tensor]
     scores: dict[str, float]
+    by_site: bool = False
 
 
 def fit_study(
@@ -117,6 +120,7 @@ def fit_study(
     noise_std: float,
     measurement: Measurement | None = None,
     earlier: Mapping[str, Tensor] | None = None,
+    sites: Sequence[SiteMoments] = (),
     progress: Progress | None = None,
     seed: int = 0,
 ) -> FittedStudy:
@@ -130,6 +134,7 @@ def fit_study(
         noise_std: standard deviation of the noise in one entry of `noisy_sum`, all sites' noise together.
         measurement: what was measured; the study's first exchange if None.
         earlier: what the exchange before this one left: its generator's arrays and its anchor's, as they were kept.
+        sites: what each site told of its table, where that may be looked at on its own.
         progress: called with what is being fitted ("table" or "images") and the done part of it.
         seed: of first weights.
 
@@ -148,6 +153,7 @@ def fit_study(
         earlier=None
         if earlier is None
         else Anchor.from_tensor(MomentLayout.of(study.table), earlier["anchor"]),
+        sites=sites,
         progress=lambda done: told("table", done),
         seed=seed,
     )
@@ -176,7 +182,7 @@ def fit_study(
         )
         anchor |= looks_as_arrays(looks)
     generator = StudyGenerator(study=study, table=rows, image=image)
-    return FittedStudy(generator=generator, anchor=anchor, scores=fitted.scores())
+    return FittedStudy(generator=generator, anchor=anchor, scores=fitted.scores(), by_site=fitted.by_site)
 
 
 def base_of_next_exchange(

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from models.aggregation import aggregate, combine_moments
+from models.anchor import AnchorError
 from models.digests import digest_of
 from models.measurement import Measurement, base_of
 from models.refinement import score
+from models.site_fit import SiteMoments, site_moments
 from models.study import Study
 from models.study_generator import base_of_next_exchange, fit_study
 from models.weights import decode_arrays, encode_arrays
@@ -126,12 +128,9 @@ class RoundLoop:
         multiplier = self._study.measure.noise_multiplier
         assert multiplier is not None  # a registered study is calibrated
         answered = time.monotonic()
-        combined = combine_moments(
-            measurement.table,
-            [reply.arrays["moments"] for reply in finished.accepted.values()],
-            self._study.federation,
-            noise_std=multiplier * measurement.sensitivity,
-        )
+        vectors = [reply.arrays["moments"] for reply in finished.accepted.values()]
+        noise_std = multiplier * measurement.sensitivity
+        combined = combine_moments(measurement.table, vectors, self._study.federation, noise_std=noise_std)
         for site, share, claimed in zip(finished.accepted, combined.shares, combined.claimed, strict=True):
             if share < 0.99 * claimed:
                 self._progress.say(
@@ -143,8 +142,11 @@ class RoundLoop:
             noise_std=combined.noise_std,
             measurement=measurement,
             earlier=earlier,
+            sites=self._each_site(measurement, vectors, combined.shares, noise_std),
             progress=self._progress.while_fitting(number - 1),
         )
+        if fitted.by_site:
+            self._progress.say("the sites' patients differ: each site has a part of the generator of its own")
         self._log_work(number, answered)
         anchor = fitted.anchor
         if number < self._study.measure.exchanges:
@@ -152,6 +154,18 @@ class RoundLoop:
                 fitted.generator, progress=self._progress.while_fitting(number - 1)
             )
         self._record(finished, "measure", fitted.generator.to_arrays(), anchor, fitted.scores, started)
+
+    def _each_site(
+        self, measurement: Measurement, vectors: Sequence[Tensor], shares: Sequence[float], noise_std: float
+    ) -> list[SiteMoments]:
+        """The sites' tables one by one; none under a robust rule, which believes no site on its own."""
+        if self._study.federation.aggregation != "mean":
+            return []
+        tables = [measurement.split(vector)[0] for vector in vectors]
+        try:
+            return site_moments(measurement.table, tables, shares, noise_std=noise_std)
+        except AnchorError:  # one of them says too little alone; together they may say enough
+            return []
 
     def _refine(self, number: int) -> None:
         base, anchor = self._kept("generator"), self._kept("anchor")

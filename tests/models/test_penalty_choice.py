@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from models.anchor import THINNING, Anchor
+from models.mixture_fit import SHRINKAGES, choose_shrinkage, plan_fit, shrinkage_of
 from models.moments import MomentLayout
 from models.study import Study
 from models.table import EncodedTable
-from models.warm_start import SHRINKAGES, choose_shrinkage, plan_fit, shrinkage_of, warm_start
+from models.warm_start import warm_start
 
 CARDS = (4, 3, 6, 2, 5, 5, 8)
 LAYOUT = MomentLayout(CARDS, 3)

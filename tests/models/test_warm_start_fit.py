@@ -9,11 +9,12 @@ import torch
 from models.anchor import Anchor, AnchorError
 from models.emphasis import emphasis_of
 from models.generator import MixtureGenerator
+from models.mixture_fit import FitPlan, fit_mixture, shrinkage_of
 from models.moments import MomentLayout
 from models.refinement import scores_of
 from models.study import Study
 from models.table import EncodedTable, one_hot
-from models.warm_start import FitPlan, fit_mixture, shrinkage_of, warm_start
+from models.warm_start import warm_start
 
 CARDS = (4, 3, 6, 2)
 
