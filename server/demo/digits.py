@@ -97,9 +97,11 @@ def picture_facts(real: Scans, synthetic: Scans, held_out: Scans) -> PictureFact
         synthetic: a cohort's.
         held_out: scans that no hospital had.
     """
+    shown = _shown(synthetic)
     return PictureFacts(
-        synthetic_sheet=_sheet(synthetic),
-        real_sheet=_sheet(real),
+        synthetic_sheet=_sheet(shown),
+        real_sheet=_sheet(_shown(real)),
+        nearest_sheet=_sheet(_nearest(shown, real)),
         num_synthetic=len(synthetic.labels),
         num_held_out=len(held_out.labels),
         accuracy=_accuracy(synthetic, held_out),
@@ -114,11 +116,25 @@ def _accuracy(train: Scans, test: Scans) -> float:
     return float(classifier.score(test.images.reshape(-1, 64) / 255, test.labels))
 
 
+def _shown(scans: Scans) -> Scans:
+    """The first few of each digit, digit by digit."""
+    return scans.at(
+        np.concatenate([np.flatnonzero(scans.labels == digit)[:SHEET_ROWS] for digit in range(10)])
+    )
+
+
+def _nearest(scans: Scans, real: Scans) -> Scans:
+    """The real scan with the smallest distance to each, in pixels, under the label of that one."""
+    flat = [one.images.reshape(-1, 64).astype(np.float64) for one in (scans, real)]
+    distances = (flat[1] ** 2).sum(1) - 2 * flat[0] @ flat[1].T  # squared, less what all of a row share
+    return Scans(images=real.images[distances.argmin(1)], labels=scans.labels)
+
+
 def _sheet(scans: Scans) -> str:
     """One column per digit, as a `data:` URL of a PNG."""
     columns = []
     for digit in range(10):
-        own = scans.images[scans.labels == digit][:SHEET_ROWS, 0]
+        own = scans.images[scans.labels == digit][:, 0]
         shown = np.zeros((SHEET_ROWS, 10, 10), dtype=np.uint8)
         shown[: len(own), 1:9, 1:9] = own
         columns.append(shown.reshape(-1, 10))

@@ -46,6 +46,7 @@ class PictureFacts:
 
     Attributes:
         synthetic_sheet, real_sheet: `data:` URLs of PNGs, one column per digit.
+        nearest_sheet: the same of the real scan nearest to each picture of `synthetic_sheet`, in the same place.
         num_synthetic: pictures of the cohort.
         num_held_out: real scans that no hospital had.
         accuracy: on these, of a classifier trained on the synthetic pictures.
@@ -54,6 +55,7 @@ class PictureFacts:
 
     synthetic_sheet: str
     real_sheet: str
+    nearest_sheet: str
     num_synthetic: int
     num_held_out: int
     accuracy: float

@@ -69,3 +69,11 @@ def test_the_report_tells_real_pictures_from_noise(scans):
     sheet = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
     opened = sheet.open(io.BytesIO(base64.b64decode(facts.real_sheet.partition(",")[2])))
     assert opened.size == (100, 50)
+
+
+def test_the_nearest_real_scan_of_a_slightly_changed_one_is_itself(scans):
+    dealt, held_out = scans
+    changed = digits.Scans(images=dealt.images[:300] // 2 * 2, labels=dealt.labels[:300])
+    facts = digits.picture_facts(dealt, changed, held_out)
+    assert facts.nearest_sheet == facts.real_sheet
+    assert facts.nearest_sheet != facts.synthetic_sheet

@@ -90,6 +90,7 @@ def page(study) -> str:
             facts=report.PictureFacts(
                 synthetic_sheet=SHEET,
                 real_sheet=SHEET,
+                nearest_sheet=SHEET,
                 num_synthetic=2000,
                 num_held_out=450,
                 accuracy=0.876,
@@ -128,7 +129,7 @@ def outline(page) -> Outline:
 
 
 def test_the_page_refers_to_nothing_outside_itself(page, outline):
-    assert outline.references == [SHEET, SHEET]  # data: URLs
+    assert outline.references == [SHEET, SHEET, SHEET]  # data: URLs
     assert outline.scripts == 0
     assert "url(" not in page
     assert "@import" not in page
