@@ -16,7 +16,7 @@ from models.image_lens import ImageLens
 from models.image_targets import looks_from_arrays
 from models.measurement import Measurement, base_of
 from models.sampling import sample_cohort
-from models.study import Study
+from models.study import Study, StudyError
 from models.study_generator import StudyGenerator, base_of_next_exchange, fit_study
 from models.table import EncodedTable
 from models.weights import decode_arrays, encode_arrays
@@ -159,6 +159,16 @@ def test_one_patient_moves_a_later_vector_by_the_declared_norm_at_most(seed, num
     without = everyone.select(torch.arange(num_patients - 1))
     moved = (measurement.sum(everyone) - measurement.sum(without)).norm()
     assert moved <= study.sensitivity * (1 + 1e-5)
+
+
+def test_pictures_may_be_measured_again_but_not_refined():
+    definition = picture_study().to_dict()
+    again = Study.from_dict({**definition, "measure": {**definition["measure"], "exchanges": 2}})
+    assert [again.phase_of(number) for number in (1, 2)] == ["measure", "measure"]
+    refined = {**definition["refine"], "rounds": 3}
+    share = {**definition["measure"], "budget_share": 0.5}
+    with pytest.raises(StudyError, match=r"refine.rounds is 3.*measure.exchanges = 2"):
+        Study.from_dict({**definition, "measure": share, "refine": refined})
 
 
 def test_a_base_without_its_lens_or_with_more_is_refused():
