@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from models.conditions import AllOf, AnyOf, ColumnComparison, Condition, Negation, columns_of
+from models.sums import LinearRelation
 
 MAX_BOXES = 256
 
@@ -61,7 +62,7 @@ def _pushed(condition: Condition, *, positive: bool) -> Condition:
     if isinstance(condition, AllOf | AnyOf) and len(columns_of(condition)) > 1:
         parts = tuple(_pushed(part, positive=positive) for part in condition.parts)
         return AllOf(parts) if isinstance(condition, AllOf) == positive else AnyOf(parts)
-    if isinstance(condition, ColumnComparison):
+    if isinstance(condition, ColumnComparison | LinearRelation) and len(columns_of(condition)) > 1:
         raise NotFactorisableError("it compares columns with each other")
     return condition if positive else Negation(condition)
 

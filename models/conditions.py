@@ -1,9 +1,11 @@
 """Conditions on patients: read from text or JSON, checked against the schema, and tested on records.
 
 Text reads like `age >= 60 and sex == 'female'`, `40 <= age < 60`, `race in ['A', 'B']`, `chol is missing`,
-`not smoker`, `` `capital-gain` > 0 `` (back-quotes around a name that is no plain word) and
-`diastolic < systolic`. JSON reads `{"column": "age", "op": ">=", "value": 60}`, joined by `{"all": [...]}`,
-`{"any": [...]}` and `{"not": ...}`. A comparison with a missing value does not hold; `not` turns that around.
+`not smoker`, `` `capital-gain` > 0 `` (back-quotes around a name that is no plain word),
+`diastolic < systolic` and `fees + 2 * drugs <= total` (sums: `models.sums`). JSON reads
+`{"column": "age", "op": ">=", "value": 60}` and `{"sum": {"fees": 1, "drugs": 2}, "op": "<=", "value": 100}`, joined by
+`{"all": [...]}`, `{"any": [...]}` and `{"not": ...}`. A comparison with a missing value does not hold; `not` turns that
+around.
 """
 
 from __future__ import annotations
@@ -11,27 +13,30 @@ from __future__ import annotations
 import ast
 import datetime as dt
 import difflib
-import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from models.schema import BooleanColumn, CategoricalColumn, Column, DateColumn, OrdinalColumn, StudySchema
+from models.sums import (
+    ORDERS,
+    LinearRelation,
+    Sum,
+    SumError,
+    is_sum,
+    number_of,
+    read_coefficients,
+    read_sum,
+    relate,
+)
 
 MAX_LENGTH = 4_000
 MAX_PARTS = 200
 
-_ORDERS: Mapping[str, Callable[[Any, Any], Any]] = {
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
 _SETS = ("in", "not in")
 _ABSENCE = ("is missing", "is not missing")
 _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
@@ -52,6 +57,10 @@ class Records:
 
     levels: np.ndarray
     numbers: Mapping[int, np.ndarray]
+
+    def chosen(self, rows: np.ndarray) -> Records:
+        """Some of them, by their positions (B,)."""
+        return Records(self.levels[rows], {column: number[rows] for column, number in self.numbers.items()})
 
 
 @dataclass(frozen=True)
@@ -78,12 +87,12 @@ class Comparison:
     def holds(self, records: Records) -> np.ndarray:
         """(N,) bool."""
         present = records.levels[:, self.column] != self.missing_level
-        return np.asarray(_ORDERS[self.relation](records.numbers[self.column], self.value) & present)
+        return np.asarray(ORDERS[self.relation](records.numbers[self.column], self.value) & present)
 
 
 @dataclass(frozen=True)
 class ColumnComparison:
-    """Two columns' numbers stand so to each other, and neither is missing."""
+    """Two columns' numbers stand so to each other, in order, and neither is missing; see also `LinearRelation`."""
 
     left: int
     relation: str
@@ -96,7 +105,7 @@ class ColumnComparison:
         present = records.levels[:, self.left] != self.missing_levels[0]
         present &= records.levels[:, self.right] != self.missing_levels[1]
         right = records.numbers[self.right] + self.shift
-        return np.asarray(_ORDERS[self.relation](records.numbers[self.left], right) & present)
+        return np.asarray(ORDERS[self.relation](records.numbers[self.left], right) & present)
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,7 @@ class Negation:
         return ~self.part.holds(records)
 
 
-Condition = Levels | Comparison | ColumnComparison | AllOf | AnyOf | Negation
+Condition = Levels | Comparison | ColumnComparison | LinearRelation | AllOf | AnyOf | Negation
 
 
 def parse_condition(source: str | Mapping[str, Any], schema: StudySchema) -> Condition:
@@ -172,9 +181,24 @@ def columns_of(condition: Condition) -> frozenset[int]:
         return frozenset({condition.column})
     if isinstance(condition, ColumnComparison):
         return frozenset({condition.left, condition.right})
+    if isinstance(condition, LinearRelation):
+        return frozenset(condition.columns)
     if isinstance(condition, Negation):
         return columns_of(condition.part)
     return frozenset().union(*(columns_of(part) for part in condition.parts))
+
+
+def sums_in(condition: Condition) -> list[LinearRelation]:
+    """The relations between sums, wherever they stand in a condition."""
+    if isinstance(condition, LinearRelation):
+        return [condition]
+    if isinstance(condition, Negation):
+        return sums_in(condition.part)
+    return (
+        [one for part in condition.parts for one in sums_in(part)]
+        if isinstance(condition, AllOf | AnyOf)
+        else []
+    )
 
 
 @dataclass
@@ -221,9 +245,13 @@ class _Reader:
         relation = data.get("op")
         if relation in _ABSENCE and keys == {"column", "op"}:
             return self._absence(self._index(data["column"]), str(relation))
+        if keys == {"sum", "op", "value"}:
+            return self._relate(
+                lambda: (read_coefficients(data["sum"], self._index), number_of(data["value"])), str(relation)
+            )
         if keys != {"column", "op", "value"}:
             raise ConditionError(
-                "a condition has the fields column, op and value, or one of all, any, not; "
+                "a condition has the fields column, op and value, or sum, op and value, or one of all, any, not; "
                 f"found {sorted(map(str, keys))}"
             )
         return self._compare(self._index(data["column"]), str(relation), data["value"])
@@ -253,6 +281,8 @@ class _Reader:
             ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=",
             ast.In: "in", ast.NotIn: "not in", ast.Is: "is", ast.IsNot: "is not",
         }[type(relation)]  # fmt: skip
+        if is_sum(left) or is_sum(right):
+            return self._compare_sums(left, symbol, right)
         left_name, right_name = self._column_name(left), self._column_name(right)
         if symbol in ("is", "is not"):
             if left_name is None or not (isinstance(right, ast.Name) and right.id.lower() == "missing"):
@@ -268,9 +298,9 @@ class _Reader:
 
     def _compare(self, index: int, relation: str, value: Any) -> Condition:
         column = self.schema.columns[index]
-        if relation not in _ORDERS and relation not in _SETS:
+        if relation not in ORDERS and relation not in _SETS:
             raise ConditionError(
-                f"column {column.name!r}: {relation!r} is no comparison; there are {[*_ORDERS, *_SETS, *_ABSENCE]}"
+                f"column {column.name!r}: {relation!r} is no comparison; there are {[*ORDERS, *_SETS, *_ABSENCE]}"
             )
         if relation in _SETS:
             if not isinstance(value, list | tuple | set | frozenset) or not value:
@@ -302,7 +332,7 @@ class _Reader:
             level, ordered = column.categories.index(text), isinstance(column, OrdinalColumn)
         if relation not in ("==", "!=") and not ordered:
             raise ConditionError(f"column {column.name!r} has no order; compare by ==, != or in")
-        return frozenset(k for k in range(column.num_values) if _ORDERS[relation](k, level))
+        return frozenset(k for k in range(column.num_values) if ORDERS[relation](k, level))
 
     def _compare_columns(self, left: int, relation: str, right: int) -> Condition:
         first, second = self.schema.columns[left], self.schema.columns[right]
@@ -312,12 +342,41 @@ class _Reader:
             raise ConditionError(
                 f"columns {first.name!r} and {second.name!r} cannot be compared; two numbers or two dates can"
             )
-        if relation not in _ORDERS:
-            raise ConditionError(f"{relation!r} does not compare two columns; there are {list(_ORDERS)}")
+        if relation not in ORDERS:
+            raise ConditionError(f"{relation!r} does not compare two columns; there are {list(ORDERS)}")
+        if relation == "==":
+            sides = Sum({left: Fraction(1)}), Sum({right: Fraction(1)})
+            return self._relate(lambda: sides, relation, alone=(left, right))
         shift = 0.0
         if isinstance(first, DateColumn) and isinstance(second, DateColumn):
             shift = float((second.minimum - first.minimum).days)
         return ColumnComparison(left, relation, right, (first.num_values, second.num_values), shift)
+
+    def _compare_sums(self, left: ast.expr, relation: str, right: ast.expr) -> Condition:
+        self._check_order(relation)
+
+        def index_of(node: ast.Name) -> int:
+            return self._index(self._name(node))
+
+        def read() -> tuple[Sum, Sum]:
+            return read_sum(left, index_of, self._count), read_sum(right, index_of, self._count)
+
+        alone = tuple(index_of(side) for side in (left, right) if isinstance(side, ast.Name))
+        return self._relate(read, relation, alone)
+
+    def _relate(
+        self, read: Callable[[], tuple[Sum, Sum]], relation: str, alone: tuple[int, ...] = ()
+    ) -> Condition:
+        self._check_order(relation)
+        try:
+            left, right = read()
+            return relate(left, relation, right, self.schema, alone)
+        except SumError as error:
+            raise ConditionError(str(error)) from error
+
+    def _check_order(self, relation: str) -> None:
+        if relation not in ORDERS:
+            raise ConditionError(f"{relation!r} does not compare sums; there are {list(ORDERS)}")
 
     def _absence(self, index: int, relation: str) -> Condition:
         column = self.schema.columns[index]

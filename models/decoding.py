@@ -32,7 +32,7 @@ def decode_table(
     *,
     rng: np.random.Generator,
     marginals: Sequence[np.ndarray] | None = None,
-    positions: Mapping[str, np.ndarray] | None = None,
+    numbers: Mapping[int, np.ndarray] | None = None,
 ) -> pd.DataFrame:
     """Values for codes.
 
@@ -41,7 +41,7 @@ def decode_table(
         schema: the columns.
         rng: where in its bin a number lies.
         marginals: each column's distribution over its levels, which gives the slopes; of the codes if absent.
-        positions: for some columns the place in the bin as quantiles in [0, 1), (N,), instead of `rng`.
+        numbers: by column index, those that are known already, (N,), as `numbers_at` gives them.
 
     Returns:
         A table with the schema's columns; named values as categoricals, absent values as NA.
@@ -52,7 +52,7 @@ def decode_table(
     levels = codes.numpy()
     if levels.ndim != 2 or levels.shape[1] != len(schema.columns):
         raise ValueError(f"codes are {levels.shape}; the schema has {len(schema.columns)} columns")
-    positions = positions or {}
+    numbers = numbers or {}
     table: dict[str, object] = {}
     for index, column in enumerate(schema.columns):
         level = levels[:, index]
@@ -61,13 +61,15 @@ def decode_table(
         if isinstance(column, CategoricalColumn | OrdinalColumn | BooleanColumn):
             table[column.name] = _named_values(column, level)
             continue
+        if index in numbers:
+            table[column.name] = _typed(column, numbers[index], level == column.num_values)
+            continue
         if marginals is None:
             marginal = np.bincount(level, minlength=column.cardinality).astype(np.float64)
         else:
             marginal = np.asarray(marginals[index], dtype=np.float64)
-        place = positions[column.name] if column.name in positions else rng.random(len(level))
-        numbers = numbers_at(column, level, place, marginal)
-        table[column.name] = _typed(column, numbers, level == column.num_values)
+        drawn = numbers_at(column, level, rng.random(len(level)), marginal)
+        table[column.name] = _typed(column, drawn, level == column.num_values)
     return pd.DataFrame(table, copy=False)
 
 

@@ -2,8 +2,9 @@
 
 A condition is honoured exactly, and so are the schema's constraints. Where it is a union of boxes the components
 are re-weighted by the probability of each box and the columns' distributions truncated to it; where it compares
-columns with each other, records are drawn until enough satisfy it. Every record is tested once more as decoded,
-so all that are served satisfy the condition to the last digit.
+columns with each other, records are drawn until enough satisfy it. A column that a constraint sets equal to others is
+computed from them (`models.derivations`); a condition of a request only ever selects. Every record is tested once more
+as decoded, so all that are served satisfy the condition to the last digit.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 
 from models.boxes import Box, NotFactorisableError, disjoint_boxes
-from models.conditions import AllOf, Condition, Records, columns_of, parse_conditions
+from models.conditions import AllOf, Condition, Records, columns_of, parse_conditions, sums_in
 from models.decoding import decode_table, numbers_at
+from models.derivations import derivations_of
 from models.generator import MixtureGenerator, draw_codes
 from models.schema import BooleanColumn, CategoricalColumn, Column, OrdinalColumn, StudySchema
 from models.table import column_offsets
@@ -135,9 +137,13 @@ class CohortSampler:
         wanted = parse_conditions(conditions, schema)
         always = parse_conditions(schema.constraints, schema)
         self._condition = AllOf((*always, *wanted)) if always or wanted else None
+        self._derivations = derivations_of(always, schema)
+        derived = {one.target for one in self._derivations}
         box_conditions: list[Condition] = []
-        self._rejecting = False
+        self._rejecting = bool(derived)
         for part in () if self._condition is None else self._condition.parts:
+            if derived & columns_of(part):
+                continue  # as drawn they say nothing yet of what is served
             try:
                 disjoint_boxes(AllOf((*box_conditions, part)))
                 box_conditions.append(part)
@@ -146,6 +152,7 @@ class CohortSampler:
         boxes = disjoint_boxes(AllOf(tuple(box_conditions))) if box_conditions else [{}]
         self._boxes = [_ConditionedBox(self, probabilities, box) for box in boxes]
         self._needed = sorted(columns_of(self._condition)) if self._condition else []
+        self._sums = sums_in(self._condition) if self._condition else []
         self.report = self._weigh(min_probability)
         if always and wanted:
             possible = CohortSampler(generator, schema, min_probability=0).report.probability
@@ -159,26 +166,18 @@ class CohortSampler:
             yield self._chunk(min(CHUNK_PATIENTS, num_patients - start), rng)
 
     def _chunk(self, n: int, rng: np.random.Generator) -> pd.DataFrame:
-        kept: list[tuple[Tensor, dict[int, np.ndarray]]] = []
+        kept: list[Records] = []
         missing = n
         while missing > 0:
-            codes, places = self._draw(
-                min(int(missing / self.report.acceptance * 1.1) + 16, 4 * CHUNK_PATIENTS), rng
-            )
-            if self._condition is not None:
-                good = np.flatnonzero(self._condition.holds(self._records(codes, places)))[:missing]
-                codes = codes[torch.from_numpy(good)]
-                places = {column: place[good] for column, place in places.items()}
-            else:
-                codes, places = codes[:missing], {column: place[:missing] for column, place in places.items()}
-            missing -= len(codes)
-            kept.append((codes, places))
-        codes = torch.cat([codes for codes, _ in kept])
-        positions = {
-            self._schema.columns[column].name: np.concatenate([places[column] for _, places in kept])
-            for column in kept[0][1]
+            num_drawn = min(int(missing / self.report.acceptance * 1.1) + 16, 4 * CHUNK_PATIENTS)
+            records = self._records(*self._draw(num_drawn, rng))
+            kept.append(records.chosen(np.flatnonzero(self._served(records))[:missing]))
+            missing -= len(kept[-1].levels)
+        codes = torch.from_numpy(np.concatenate([part.levels for part in kept]))
+        numbers = {
+            column: np.concatenate([part.numbers[column] for part in kept]) for column in kept[0].numbers
         }
-        return decode_table(codes, self._schema, rng=rng, marginals=self._marginals, positions=positions)
+        return decode_table(codes, self._schema, rng=rng, marginals=self._marginals, numbers=numbers)
 
     def _draw(self, n: int, rng: np.random.Generator) -> tuple[Tensor, dict[int, np.ndarray]]:
         """Records of the boxes in random order, and the places in their bins of the columns under condition."""
@@ -197,7 +196,17 @@ class CohortSampler:
             grid = self._schema.columns[column]
             assert not isinstance(grid, _NAMED)
             numbers[column] = numbers_at(grid, levels[:, column], place, self._marginals[column])
-        return Records(levels, numbers)
+        records = Records(levels, numbers)
+        for derivation in self._derivations:
+            records = derivation.applied(records)
+        return records
+
+    def _served(self, records: Records) -> np.ndarray:
+        """Which records satisfy everything, and have numbers that their sums are exact with: (N,) bool."""
+        if self._condition is None:
+            return np.ones(len(records.levels), dtype=bool)
+        exact = [one.on_grid(records) for one in self._sums]
+        return np.logical_and.reduce([self._condition.holds(records), *exact])
 
     def _weigh(self, minimum: float) -> ConditionReport:
         probability = float(sum(box.probability for box in self._boxes))
@@ -205,9 +214,8 @@ class CohortSampler:
             raise RareConditionError(probability, minimum)
         acceptance = 1.0
         if self._rejecting:
-            assert self._condition is not None
             records = self._records(*self._draw(_PILOT_RECORDS, np.random.default_rng(0)))
-            acceptance = float(self._condition.holds(records).mean())
+            acceptance = float(self._served(records).mean())
             probability *= acceptance
             if probability < minimum or acceptance * _PILOT_RECORDS < 10:
                 raise RareConditionError(probability, minimum)

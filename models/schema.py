@@ -235,7 +235,8 @@ class StudySchema(Frozen):
         records_beyond: what more rows are: a fault of the site's table, or `sample`: a random subset of that
             many is kept, drawn at the site for each patient on its own.
         constraints: conditions such as `diastolic < systolic` (see `models.conditions`) that every patient served
-            satisfies; public knowledge, not taken from the data.
+            satisfies; public knowledge, not taken from the data. Of an equality, `total == fees + drugs`, the column
+            that stands alone follows from the others (`models.derivations`).
 
     Privacy: neither bound nor subset changes what one patient may add to a release: in the measurement a
         patient's records share one unit of weight, and a training step sees one of them. The bound says how many
@@ -294,8 +295,15 @@ class StudySchema(Frozen):
 
     @model_validator(mode="after")
     def _constraints(self) -> StudySchema:
-        from models.conditions import parse_condition  # conditions speak of schemas
+        from models.conditions import ConditionError, parse_condition  # conditions speak of schemas
+        from models.derivations import derivations_of
 
+        parsed = []
         for constraint in self.constraints:
-            parse_condition(constraint, self)
+            try:
+                parsed.append(parse_condition(constraint, self))
+                derivations_of(parsed[-1:], self)
+            except ConditionError as error:
+                raise ValueError(f"constraint {constraint!r}: {error}") from error
+        derivations_of(parsed, self)
         return self

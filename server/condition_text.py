@@ -25,14 +25,19 @@ def condition_text(condition: str | Mapping[str, Any]) -> str:
     for key, word in (("all", "and"), ("any", "or")):
         if key in condition:
             return _joined(word, [condition_text(one) for one in condition[key]])
-    name, relation = str(condition["column"]), str(condition["op"])
-    plain = name.isidentifier() and not keyword.iskeyword(name) and name.lower() not in ("true", "false")
-    column = name if plain else f"`{name}`"
-    return (
-        f"{column} {relation} {_value(condition['value'])}"
-        if "value" in condition
-        else f"{column} {relation}"
-    )
+    if "sum" in condition:
+        terms = (f"{_value(times)} * {_column(name)}" for name, times in condition["sum"].items())
+        left = " + ".join(terms).replace(" + -", " - ")
+    else:
+        left = _column(condition["column"])
+    right = f" {_value(condition['value'])}" if "value" in condition else ""
+    return f"{left} {condition['op']}{right}"
+
+
+def _column(name: object) -> str:
+    text = str(name)
+    plain = text.isidentifier() and not keyword.iskeyword(text) and text.lower() not in ("true", "false")
+    return text if plain else f"`{text}`"
 
 
 def _joined(word: str, texts: list[str]) -> str:

@@ -58,7 +58,7 @@ def test_text_and_json_say_the_same(schema, text, data):
         ("admitted > '1 May'", "holds dates"),
         ("admitted > 7", "holds dates"),
         ("smoker == 3", "true or false"),
-        ("age ** 2 > 9", "one side must be a column"),
+        ("age ** 2 > 9", "no sum"),
         ("__import__('os').system('true')", "is no condition"),
         ("age > age.real", "is no value"),
         ("[x for x in age]", "is no condition"),

@@ -50,7 +50,16 @@ single = st.one_of(
             "not `true`",
             "20 <= age < 30",
             "age < `capital-gain`",
+            "age - 40 * `capital-gain` > 3.5",
+            "2 * age == `capital-gain`",
         ]
+    ),
+    st.builds(
+        lambda op, a, b, v: {"sum": {"age": a, "capital-gain": b}, "op": op, "value": v},
+        comparisons,
+        st.integers(-3, 3).filter(bool),
+        st.sampled_from([-20, -0.5, 0.25, 1, 30]),
+        st.sampled_from([-10, 0, 0.125, 7, 44]),
     ),
 )
 conditions = st.recursive(
@@ -74,7 +83,8 @@ def records(schema: StudySchema) -> Records:
     source = np.random.default_rng(0)
     levels = np.stack([source.integers(0, size, 500) for size in schema.cardinalities], axis=1)
     return Records(
-        levels, {0: levels[:, 0].astype(float), 1: source.uniform(-1, 1, 500), 4: levels[:, 4] * 90.0}
+        levels,
+        {0: levels[:, 0].astype(float), 1: np.round(source.uniform(-1, 1, 500), 6), 4: levels[:, 4] * 90.0},
     )
 
 
@@ -95,4 +105,8 @@ def test_several_become_one_that_all_of_them_make(schema, records, several) -> N
 def test_a_plain_condition_stays_as_it_was_written() -> None:
     assert where_text(()) == ""
     assert where_text(["age >= 60 and sex == 'female'"]) == "age >= 60 and sex == 'female'"
+    assert (
+        condition_text({"sum": {"fees": 1, "true": -0.5}, "op": "<", "value": 3})
+        == "1 * fees - 0.5 * `true` < 3"
+    )
     assert where_text([{"column": "age", "op": ">=", "value": 80}, "married"]) == "(age >= 80) and (married)"

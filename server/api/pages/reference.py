@@ -87,6 +87,11 @@ CONDITIONS = (
         says="by two columns; always a text",
     ),
     ConditionExample(
+        text="systolic - diastolic >= 30",
+        data={"sum": {"systolic": 1, "diastolic": -1}, "op": ">=", "value": 30},
+        says="by a sum of columns, each times a number",
+    ),
+    ConditionExample(
         text="`capital-gain` > 0",
         data={"column": "capital-gain", "op": ">", "value": 0},
         says="by a column whose name is no plain word",
