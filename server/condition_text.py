@@ -26,7 +26,10 @@ def condition_text(condition: str | Mapping[str, Any]) -> str:
         if key in condition:
             return _joined(word, [condition_text(one) for one in condition[key]])
     if "sum" in condition:
-        terms = (f"{_value(times)} * {_column(name)}" for name, times in condition["sum"].items())
+        terms = (
+            _column(name) if times == 1 else f"{_value(times)} * {_column(name)}"
+            for name, times in condition["sum"].items()
+        )
         left = " + ".join(terms).replace(" + -", " - ")
     else:
         left = _column(condition["column"])

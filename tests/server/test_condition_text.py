@@ -106,7 +106,6 @@ def test_a_plain_condition_stays_as_it_was_written() -> None:
     assert where_text(()) == ""
     assert where_text(["age >= 60 and sex == 'female'"]) == "age >= 60 and sex == 'female'"
     assert (
-        condition_text({"sum": {"fees": 1, "true": -0.5}, "op": "<", "value": 3})
-        == "1 * fees - 0.5 * `true` < 3"
+        condition_text({"sum": {"fees": 1, "true": -0.5}, "op": "<", "value": 3}) == "fees - 0.5 * `true` < 3"
     )
     assert where_text([{"column": "age", "op": ">=", "value": 80}, "married"]) == "(age >= 80) and (married)"
