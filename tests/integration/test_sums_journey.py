@@ -36,7 +36,7 @@ constraints = [
 ]
 columns = [
     {name = "fees", kind = "continuous", minimum = 0, maximum = 900, bins = 8, decimals = 2},
-    {name = "drugs", kind = "continuous", minimum = 0, maximum = 9e2, decimals = 1, bins = 8, scale = "log", log_floor = 5},
+    {name = "drugs", kind = "continuous", minimum = 0, maximum = 900, decimals = 1, scale = "log", log_floor = 5},
     {name = "total", kind = "continuous", minimum = 0, maximum = 1800, bins = 8, decimals = 2, missing = true},
     {name = "nights", kind = "integer", minimum = 0, maximum = 14},
     {name = "admitted", kind = "date", minimum = "2024-01-01", maximum = "2024-12-31", bins = 12},
