@@ -7,8 +7,9 @@ coordinator's round loop, its store and its ledger (`in_process.InProcessLab`). 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 from in_process import InProcessLab
@@ -18,21 +19,27 @@ from models.generator import MixtureGenerator
 from models.study import Study
 from models.study_generator import StudyGenerator
 
+Held = TypeVar("Held", pd.DataFrame, ImageSource)
+
 
 def train_federation(
-    study: Study, tables: Sequence[pd.DataFrame], *, quorum: int | None = None
+    study: Study,
+    tables: Sequence[pd.DataFrame] | Mapping[str, pd.DataFrame],
+    *,
+    quorum: int | None = None,
 ) -> MixtureGenerator:
     """Measure, warm-start and refine over sites that each add their own noise; the release's generator.
 
     Args:
         study: to train.
-        tables: each site's.
+        tables: each site's, by its name if that matters.
         quorum: how many sites must count; all by default, since a round with fewer is another experiment.
 
     Raises:
         RoundFailedError: fewer counted; a site of few patients cannot be told from an empty one.
     """
-    return _train(study, tables, quorum or len(tables)).table
+    named = tables if isinstance(tables, Mapping) else _numbered(tables)
+    return _train(study, named, quorum or len(tables)).table
 
 
 def train_with_pictures(study: Study, sources: Sequence[ImageSource]) -> StudyGenerator:
@@ -41,16 +48,22 @@ def train_with_pictures(study: Study, sources: Sequence[ImageSource]) -> StudyGe
     Raises:
         RoundFailedError: a site's reply did not count.
     """
-    return _train(study, sources, len(sources))
+    return _train(study, _numbered(sources), len(sources))
 
 
-def _train(study: Study, patients: Sequence[pd.DataFrame | ImageSource], quorum: int) -> StudyGenerator:
+def _numbered(patients: Sequence[Held]) -> dict[str, Held]:
+    return {f"site-{number}": held for number, held in enumerate(patients, start=1)}
+
+
+def _train(
+    study: Study, patients: Mapping[str, pd.DataFrame] | Mapping[str, ImageSource], quorum: int
+) -> StudyGenerator:
     federation = study.federation.model_copy(update={"quorum": quorum})
     study = study.model_copy(update={"federation": federation})
     with tempfile.TemporaryDirectory() as folder:
         lab = InProcessLab(
             Path(folder),
-            {f"site-{number}": held for number, held in enumerate(patients, start=1)},
+            dict(patients),
             epsilon=study.privacy.epsilon,
             delta=study.privacy.delta,
             patient_id=study.table.patient_id,

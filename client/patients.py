@@ -64,7 +64,7 @@ def load_patients(
     with reading_files():
         if study.image is not None:
             return _load_images(data, study.table, study.image, noise)
-        return _load_table(site, data, study.table, noise, occasion, spill_bytes)
+        return _load_table(site, data, study.table.measured, noise, occasion, spill_bytes)
 
 
 def _load_table(
@@ -188,7 +188,7 @@ class PatientTables:
         data = self._site.data_for(study.name)
         source = open_source(data) if study.image is None else open_images(data)
         with reading_files():
-            key = (f"{data!r} {_digest(study.table, study.image)}", source.stamp() or f"run {run}")
+            key = (f"{data!r} {_digest(study.table.measured, study.image)}", source.stamp() or f"run {run}")
         if self._known is None or self._known[0] != key:
             self._known = None  # before the next is read: two tables need not fit into memory
             table = load_patients(self._site, study, noise=self._noise, occasion=run)

@@ -92,6 +92,11 @@ class MixtureGenerator(nn.Module):
         own = column[:, None] == column
         return torch.where(own, torch.diag(self.one_way()), M)
 
+    def first_columns(self, number: int) -> MixtureGenerator:
+        """The same mixture of the first columns alone."""
+        cardinalities = self.cardinalities[:number]
+        return MixtureGenerator(self.logits[:, : sum(cardinalities)], self.component_logits, cardinalities)
+
     @torch.no_grad()
     def sample_codes(self, n: int, *, generator: torch.Generator) -> Tensor:
         """Records: (n, K) int64 levels, the same for the same state of `generator`; see `draw_codes`."""

@@ -62,7 +62,7 @@ class Measurement:
         Raises:
             ValueError: the base holds something else, or an emphasis or a lens that cannot be used.
         """
-        table, lens = MomentLayout.of(study.table), None
+        table, lens = MomentLayout.of(study.table.measured), None
         if base:
             lens = None if study.image is None else ImageLens.from_arrays(base, study.image)
             expected = {EMPHASIS, *(() if lens is None else lens.to_arrays())}

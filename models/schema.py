@@ -234,6 +234,8 @@ class StudySchema(Frozen):
         max_records_per_patient: how many rows one patient may have.
         records_beyond: what more rows are: a fault of the site's table, or `sample`: a random subset of that
             many is kept, drawn at the site for each patient on its own.
+        site: the column that says which site a patient is of, if the release is to have it: the last one, categorical,
+            its categories the sites' names. No site has it in its table: whose patients they are is known anyway.
         constraints: conditions such as `diastolic < systolic` (see `models.conditions`) that every patient served
             satisfies; public knowledge, not taken from the data. Of an equality, `total == fees + drugs`, the column
             that stands alone follows from the others (`models.derivations`).
@@ -250,6 +252,20 @@ class StudySchema(Frozen):
     max_records_per_patient: int = Field(default=1, ge=1)
     records_beyond: Literal["refuse", "sample"] = "refuse"
     constraints: tuple[str, ...] = Field(default=(), max_length=50)
+    site: str | None = None
+
+    @cached_property
+    def measured(self) -> StudySchema:
+        """What the sites have in their tables: all columns but `site`."""
+        if self.site is None:
+            return self
+        return self.model_copy(update={"columns": self.columns[:-1], "site": None})
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """The sites that the release tells apart; none where it has no such column."""
+        last = self.columns[-1]
+        return last.categories if self.site is not None and isinstance(last, CategoricalColumn) else ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -294,8 +310,29 @@ class StudySchema(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _site(self) -> StudySchema:
+        if self.site is None:
+            return self
+        last = self.columns[-1]
+        if last.name != self.site or not isinstance(last, CategoricalColumn) or len(self.columns) < 2:
+            raise ValueError(
+                f"site is {self.site!r}; it must be the name of the last column, a categorical one whose categories "
+                "are the sites' names, after at least one other column"
+            )
+        if last.missing or last.fhir is not None or last.omop is not None or self.label == self.site:
+            raise ValueError(
+                f"site is {self.site!r}; that column is in no site's table: it has no missing values, no mapping to "
+                "FHIR or OMOP, and cannot be the label"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _constraints(self) -> StudySchema:
-        from models.conditions import ConditionError, parse_condition  # conditions speak of schemas
+        from models.conditions import (
+            ConditionError,
+            columns_of,
+            parse_condition,
+        )  # conditions speak of schemas
         from models.derivations import derivations_of
 
         parsed = []
@@ -306,4 +343,8 @@ class StudySchema(Frozen):
             except ConditionError as error:
                 raise ValueError(f"constraint {constraint!r}: {error}") from error
         derivations_of(parsed, self)
+        if self.site is not None and any(len(self.columns) - 1 in columns_of(one) for one in parsed):
+            raise ValueError(
+                f"a constraint speaks of {self.site!r}, the column of sites; it can only speak of others"
+            )
         return self

@@ -14,7 +14,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,8 +34,9 @@ _MARGIN_PRECISION = (
     4.0  # a column's frequencies are known from all pairs that it is in, not from its counts alone
 )
 _MOST_PRECISION = 50.0
+_CERTAIN = 40.0  # a logit beside zeros
 _DIFFERENT = 5.0  # standard deviations, before a fit by site is tried
-_CONVINCING = 2.0  # standard deviations, before it is preferred
+_CONVINCING = 1.5  # standard deviations, before it is preferred
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,24 +44,26 @@ class SiteMoments:
     """What one site released.
 
     Attributes:
+        name: the site's.
         anchor: its noisy frequencies.
         share: what it counts for; the sites' sum to 1.
         num_patients: how many patients its moments tell of.
     """
 
+    name: str
     anchor: Anchor
     share: float
     num_patients: float
 
 
 def site_moments(
-    layout: MomentLayout, vectors: Sequence[Tensor], shares: Sequence[float], *, noise_std: float
+    layout: MomentLayout, vectors: Mapping[str, Tensor], shares: Sequence[float], *, noise_std: float
 ) -> list[SiteMoments]:
     """Each site's vector, read on its own.
 
     Args:
         layout: of the vectors.
-        vectors: (size,) each.
+        vectors: (size,) each, by the site's name.
         shares: what each counts for.
         noise_std: of one entry of one vector.
 
@@ -69,11 +72,12 @@ def site_moments(
     """
     return [
         SiteMoments(
+            name=name,
             anchor=Anchor.from_sum(layout, vector, noise_std=noise_std),
             share=share,
             num_patients=estimated_patients(layout, vector),
         )
-        for vector, share in zip(vectors, shares, strict=True)
+        for (name, vector), share in zip(vectors.items(), shares, strict=True)
     ]
 
 
@@ -120,22 +124,32 @@ def better_by_site(sites: Sequence[SiteMoments], fit: Fit, *, components: int, s
     return gain > _CONVINCING * chance
 
 
-def fit_by_site(sites: Sequence[SiteMoments], fit: Fit, *, seed: int = 0) -> MixtureGenerator:
+def fit_by_site(
+    sites: Sequence[SiteMoments], fit: Fit, *, names: Sequence[str] = (), seed: int = 0
+) -> MixtureGenerator:
     """One generator that holds a mixture for each site.
 
     Args:
-        sites: two or more.
+        sites: two or more; one will do where there are names.
         fit: how a mixture is fitted.
+        names: where given, the generator has one more column: of which of these sites a patient is.
         seed: of the components' order, which does not tell which site they are of.
     """
     components = min(MAX_SITE_COMPONENTS, max(20, MAX_COMPONENTS // len(sites)))
     own = [fit(site.anchor, components) for site in sites]
     margins = [one.one_way().detach().double() for one in own]
-    fits = [fit(anchor, components) for anchor in _drawn_together([site.anchor for site in sites], margins)]
+    anchors = _drawn_together([site.anchor for site in sites], margins) if len(sites) > 1 else []
+    fits = [fit(anchor, components) for anchor in anchors] or own
     logits = torch.cat([one.logits.detach() for one in fits])
     weights = torch.cat([one.weights().detach() * site.share for one, site in zip(fits, sites, strict=True)])
+    cardinalities = own[0].cardinalities
+    if names:
+        places = torch.tensor([names.index(site.name) for site in sites])
+        places = places.repeat_interleave(torch.tensor([one.num_components for one in fits]))
+        of_site = _CERTAIN * torch.nn.functional.one_hot(places, len(names)).float()
+        logits, cardinalities = torch.cat([logits, of_site], 1), (*cardinalities, len(names))
     order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))
-    return MixtureGenerator(logits[order], weights[order].log(), fits[0].cardinalities)
+    return MixtureGenerator(logits[order], weights[order].log(), cardinalities)
 
 
 def _mean(sites: Sequence[SiteMoments]) -> Anchor:
@@ -178,10 +192,11 @@ def _drawn_together(anchors: Sequence[Anchor], margins: Sequence[Tensor]) -> lis
     drawn = []
     for place, one in enumerate(anchors):
         noise = float(1 / weight[place])
-        own = between / (between + noise)
+        apart = between + _beyond_others(layout, beyond[place, 0] - common[place, 0], between, weight, place)
+        own = apart / (apart + noise)
         level = own[layout.column_of][:, layout.column_of]
         joined = level * beyond[place] + (1 - level) * common[place]
-        off = own.square() * noise + (1 - own).square() * (between + float(1 / weight.sum()))
+        off = own.square() * noise + (1 - own).square() * (apart + float(1 / weight.sum()))
         precision = (noise / off).clamp(max=_MOST_PRECISION)
         precision.fill_diagonal_(_MARGIN_PRECISION)
         moments = joined + _stacked(expected[place])
@@ -217,7 +232,24 @@ def _variance_between(layout: MomentLayout, off: Tensor, weight: Tensor) -> Tens
     columns = layout.num_columns
     belongs = torch.nn.functional.one_hot(layout.column_of, columns).double()  # (D, K)
     energy = belongs.T @ (weight[:, None, None] * off.square()).sum(0) @ belongs
-    free = torch.tensor(layout.cardinalities, dtype=torch.float64) - 1
-    freedom = (free[:, None] * free).clamp_min(1.0)
+    freedom = _freedom(layout)
     spread = float(weight.sum() - weight.square().sum() / weight.sum())
     return ((energy - (len(weight) - 1) * freedom) / (spread * freedom)).clamp_min(0.0)
+
+
+def _beyond_others(layout: MomentLayout, off: Tensor, between: Tensor, weight: Tensor, place: int) -> float:
+    """How much more one site differs in a pair than the sites in general do, over all pairs: a variance, 0 or more.
+
+    The sites' variance of one pair hears little of a small site; all its pairs together tell whether it is another
+    kind.
+    """
+    freedom = _freedom(layout).fill_diagonal_(0.0)
+    noise = float(1 / weight[place]) * (1 - float(weight[place] / weight.sum()))
+    expected = float((freedom * (noise + between)).sum())
+    return max(0.0, float(off.square().sum()) - expected) / max(1.0, float(freedom.sum()))
+
+
+def _freedom(layout: MomentLayout) -> Tensor:
+    """Degrees of freedom of each pair of columns' table: (K, K), at least 1."""
+    free = torch.tensor(layout.cardinalities, dtype=torch.float64) - 1
+    return (free[:, None] * free).clamp_min(1.0)

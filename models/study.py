@@ -182,7 +182,8 @@ class Study(Frozen):
     @property
     def inputs(self) -> tuple[str, ...]:
         """What a site is asked to open: the table's columns, and `IMAGES` where there are pictures."""
-        return self.table.names if self.image is None else (*self.table.names, IMAGES)
+        columns = self.table.measured.names
+        return columns if self.image is None else (*columns, IMAGES)
 
     @property
     def sensitivity(self) -> float:
@@ -190,7 +191,7 @@ class Study(Frozen):
 
         Pictures are measured beside the columns; these keep `measure.table_share` of the squared norm.
         """
-        columns = len(self.table.columns)
+        columns = len(self.table.measured.columns)
         share = 1.0 if self.image is None else self.measure.table_share
         return math.sqrt(columns * (columns + 1) / 2 / share)
 
@@ -295,6 +296,25 @@ class Study(Frozen):
                 f"refine.rounds is {self.refine.rounds}; a study with images has no refinement, so it must be 0: "
                 "measure.exchanges = 2 lets the sites look at the pictures a second time instead"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sites(self) -> Study:
+        if self.table.site is None:
+            return self
+        for name, value, wanted in (
+            ("measure.exchanges", self.measure.exchanges, 1),
+            ("refine.rounds", self.refine.rounds, 0),
+            ("warm_start.by_site", self.warm_start.by_site, True),
+            ("federation.aggregation", self.federation.aggregation, "mean"),
+            ("image", self.image, None),
+        ):
+            if value != wanted:
+                found = "given" if name == "image" else repr(value)
+                needed = "left out" if name == "image" else repr(wanted)
+                raise ValueError(
+                    f"{name} is {found}; with table.site, each site's own moments are fitted, and it must be {needed}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -152,7 +152,7 @@ def fit_study(
         layout=measurement.table,
         earlier=None
         if earlier is None
-        else Anchor.from_tensor(MomentLayout.of(study.table), earlier["anchor"]),
+        else Anchor.from_tensor(MomentLayout.of(study.table.measured), earlier["anchor"]),
         sites=sites,
         progress=lambda done: told("table", done),
         seed=seed,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from models.anchor import Anchor
+from models.anchor import Anchor, AnchorError
 from models.generator import MixtureGenerator
 from models.mixture_fit import FitPlan, Progress, choose_shrinkage, fit_mixture, plan_fit
 from models.moments import MomentLayout
@@ -43,7 +43,7 @@ class WarmStart:
 
     def scores(self) -> dict[str, float]:
         """Fit on the noisy moments; see `models.refinement.score`."""
-        return scores_of(self.generator, self.fitted_to)
+        return scores_of(self.generator.first_columns(self.fitted_to.layout.num_columns), self.fitted_to)
 
 
 def warm_start(
@@ -68,13 +68,15 @@ def warm_start(
         layout: of the vectors; the study's own without emphasis if None.
         earlier: what earlier exchanges told.
         sites: what each site told, where that may be looked at on its own; not used after an earlier exchange.
+            A study whose release tells sites apart needs them, and has none but those that it names.
         progress: called with the done part, from 0 to 1.
         seed: of the components' first logits.
 
     Raises:
-        AnchorError: the moments are not finite, or tell of no patients.
+        AnchorError: the moments are not finite, or tell of no patients; those of one site, where the release tells
+            sites apart.
     """
-    anchor = Anchor.from_sum(layout or MomentLayout.of(study.table), noisy_sum, noise_std=noise_std)
+    anchor = Anchor.from_sum(layout or MomentLayout.of(study.table.measured), noisy_sum, noise_std=noise_std)
     if earlier is not None:
         anchor = earlier.joined(anchor)
     told, label_weight = progress or (lambda _: None), study.warm_start.label_weight
@@ -90,6 +92,14 @@ def warm_start(
         return fit_mixture(to, own, label_weight=label_weight, seed=seed)
 
     told(0.5)
+    if study.table.site is not None:
+        if not sites:
+            raise AnchorError(
+                "the moments of one site tell of no patients, and the release is to tell sites apart"
+            )
+        generator = fit_by_site(sites, fit, names=study.table.site_names, seed=seed)
+        told(1.0)
+        return WarmStart(generator, anchor, plan, by_site=True)
     apart = earlier is None and study.warm_start.by_site and sites_differ(sites)
     if apart and better_by_site(sites, fit, components=plan.components, seed=seed):
         generator = fit_by_site(sites, fit, seed=seed)

@@ -142,7 +142,7 @@ class RoundLoop:
             noise_std=combined.noise_std,
             measurement=measurement,
             earlier=earlier,
-            sites=self._each_site(measurement, vectors, combined.shares, noise_std),
+            sites=self._each_site(measurement, finished, combined.shares, noise_std),
             progress=self._progress.while_fitting(number - 1),
         )
         if fitted.by_site:
@@ -156,12 +156,14 @@ class RoundLoop:
         self._record(finished, "measure", fitted.generator.to_arrays(), anchor, fitted.scores, started)
 
     def _each_site(
-        self, measurement: Measurement, vectors: Sequence[Tensor], shares: Sequence[float], noise_std: float
+        self, measurement: Measurement, finished: RoundInProgress, shares: Sequence[float], noise_std: float
     ) -> list[SiteMoments]:
         """The sites' tables one by one; none under a robust rule, which believes no site on its own."""
         if self._study.federation.aggregation != "mean":
             return []
-        tables = [measurement.split(vector)[0] for vector in vectors]
+        tables = {
+            site: measurement.split(reply.arrays["moments"])[0] for site, reply in finished.accepted.items()
+        }
         try:
             return site_moments(measurement.table, tables, shares, noise_std=noise_std)
         except AnchorError:  # one of them says too little alone; together they may say enough

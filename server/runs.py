@@ -62,7 +62,7 @@ MAX_MESSAGES = 500
 
 
 def create_run(store: Store, study: str, *, started_by: str) -> Run:
-    """Queue a run of a study over all enrolled sites.
+    """Queue a run of a study over all enrolled sites; where its release tells sites apart, over those that it names.
 
     Raises:
         NotFoundError: no such study; lists those there are.
@@ -84,10 +84,16 @@ def create_run(store: Store, study: str, *, started_by: str) -> Run:
                 f"study {study!r} was registered by another version of fedtwin, which reads it differently; "
                 "register it again under another name"
             )
-        quorum = definition.federation.quorum
+        quorum, named = definition.federation.quorum, definition.table.site_names
+        if named:
+            sites = [site for site in sites if site in named]
         if len(sites) < quorum:
+            of_those = (
+                f" of those that its column {definition.table.site!r} names, {list(named)}," if named else ""
+            )
             raise ConflictError(
-                f"study {study!r} needs a quorum of {quorum} sites, {len(sites)} are enrolled; enrol more sites first"
+                f"study {study!r} needs a quorum of {quorum} sites,{of_those} {len(sites)} are enrolled; "
+                "enrol more sites first"
             )
         run = RunRow(
             id=f"run-{secrets.token_hex(6)}",

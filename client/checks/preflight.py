@@ -34,7 +34,9 @@ def check_site(site: SiteHome, *, study: Study | None = None) -> Iterator[CheckR
     if study is not None:
         asked = study
         yield from _guarded("schema", lambda: data.check_study_data(site, asked))
-    yield from _guarded("dry-run", lambda: dry_run.check_dry_run(None if study is None else study.table))
+    yield from _guarded(
+        "dry-run", lambda: dry_run.check_dry_run(None if study is None else study.table.measured)
+    )
 
 
 def _guarded(name: str, check: Callable[[], CheckResult | list[CheckResult]]) -> list[CheckResult]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import numpy as np
 import pandas as pd
 import pytest
 from in_process import InProcessLab
 
-from models.study import Study
+from models.sampling import RareConditionError, sample_cohort
+from models.study import Study, StudyError
 from server import runs
+from server.errors import ConflictError
 
 STUDY = """
 name = "unlike"
@@ -102,6 +106,72 @@ def test_one_mixture_for_all_where_sites_are_not_looked_at_alone(tmp_path, chang
     told, generator = run_with(tmp_path, UNLIKE, change)
     assert not told, why
     assert generator.num_components == 40
+
+
+def named_study(*names: str) -> Study:
+    """The study whose release says of which of these sites a patient is."""
+    text = STUDY.replace("[table]", '[table]\nsite = "hospital"')
+    column = {"kind": "categorical", "name": "hospital", "categories": list(names)}
+    definition = tomllib.loads(text)
+    definition["table"]["columns"].append(column)
+    return Study.from_dict(definition)
+
+
+def test_a_release_may_say_of_which_hospital_a_patient_is_and_no_hospital_is_asked(tmp_path):
+    study = named_study(*UNLIKE)
+    lab = InProcessLab(tmp_path, UNLIKE, epsilon=4.0)
+    generator = lab.train(study).table
+    (run,) = runs.list_runs(lab.store)
+    lab.store.close()
+    assert run.state == "completed"
+    assert "hospital" not in study.inputs
+    everyone = next(iter(sample_cohort(generator, study.table, 3_000, seed=1)))
+    assert set(everyone["hospital"]) == set(UNLIKE)
+    for name, table in UNLIKE.items():
+        (rows,) = sample_cohort(generator, study.table, 1_000, seed=1, conditions=[f"hospital == '{name}'"])
+        assert set(rows["hospital"]) == {name}
+        assert rows["age"].mean() == pytest.approx(table["age"].mean(), abs=12)
+        for lab_value in LABS:
+            missing = float(rows[lab_value].isna().mean())
+            assert missing == pytest.approx(float(table[lab_value].isna().mean()), abs=0.15)
+
+
+def test_only_the_hospitals_that_the_release_names_are_asked(tmp_path):
+    lab = InProcessLab(tmp_path, UNLIKE, epsilon=4.0)
+    study = named_study("children", "city", "elsewhere")
+    with pytest.raises(
+        ConflictError, match=r"quorum of 3 sites, of those that its column 'hospital' names.* 2 are"
+    ):
+        lab.train(study)
+    smaller = study.model_copy(
+        update={"name": "smaller", "federation": study.federation.model_copy(update={"quorum": 2})}
+    )
+    generator = lab.train(smaller).table
+    run = runs.list_runs(lab.store)[0]
+    lab.store.close()
+    assert list(run.sites) == ["children", "city"]
+    with pytest.raises(RareConditionError):
+        sample_cohort(generator, smaller.table, 10, seed=1, conditions=["hospital == 'elsewhere'"])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"measure": {"exchanges": 2}}, r"measure.exchanges is 2; with table.site"),
+        ({"refine": {"rounds": 1}, "measure": {"budget_share": 0.5}}, r"refine.rounds is 1"),
+        ({"warm_start": {"by_site": False}}, r"warm_start.by_site is False"),
+        ({"federation": {"quorum": 3, "aggregation": "median"}}, r"federation.aggregation is 'median'"),
+        ({"table": {"constraints": ["hospital == 'city' or age >= 1"]}}, r"speaks of 'hospital'"),
+        ({"table": {"label": "hospital"}}, r"cannot be the label"),
+        ({"table": {"site": "age"}}, r"must be the name of the last column, a categorical one"),
+    ],
+)
+def test_what_does_not_go_with_a_column_of_sites_is_refused_in_words(change, says):
+    definition = named_study(*UNLIKE).to_dict()
+    for section, fields in change.items():
+        definition[section] = {**definition[section], **fields}
+    with pytest.raises(StudyError, match=says):
+        Study.from_dict(definition)
 
 
 def test_one_population_is_fitted_together(tmp_path):

@@ -49,6 +49,10 @@ def released(tables, std, seed=0):
     return [one + std * torch.randn(one.shape, dtype=torch.float64, generator=source) for one in exact]
 
 
+def named(vectors):
+    return {f"site-{place}": vector for place, vector in enumerate(vectors)}
+
+
 def shares_of(tables):
     total = sum(table.num_records for table in tables)
     return [table.num_records / total for table in tables]
@@ -64,7 +68,7 @@ def alike(n=400, seed=0):
 
 def started(tables, std, *, seed=0, **settings):
     vectors = released(tables, std, seed)
-    sites = site_moments(LAYOUT, vectors, shares_of(tables), noise_std=std)
+    sites = site_moments(LAYOUT, named(vectors), shares_of(tables), noise_std=std)
     return warm_start(make_study(**settings), sum(vectors), noise_std=std * len(tables) ** 0.5, sites=sites)
 
 
@@ -97,7 +101,9 @@ def test_chance_alone_is_not_taken_for_a_difference():
     for std in (0.5, 12.0):  # next to no noise: what is left is who happened to come to which hospital
         found = [
             sites_differ(
-                site_moments(LAYOUT, released(alike(seed=seed), std, seed), shares_of(alike()), noise_std=std)
+                site_moments(
+                    LAYOUT, named(released(alike(seed=seed), std, seed)), shares_of(alike()), noise_std=std
+                )
             )
             for seed in range(20)
         ]
@@ -106,7 +112,7 @@ def test_chance_alone_is_not_taken_for_a_difference():
 
 def test_one_site_does_not_differ_from_itself():
     table = patients(500, lean=2.0, seed=0)
-    assert not sites_differ(site_moments(LAYOUT, released([table], 5.0), [1.0], noise_std=5.0))
+    assert not sites_differ(site_moments(LAYOUT, named(released([table], 5.0)), [1.0], noise_std=5.0))
 
 
 def test_the_sites_dependence_is_nearer_to_the_truth_drawn_together_than_alone():
@@ -116,7 +122,9 @@ def test_the_sites_dependence_is_nearer_to_the_truth_drawn_together_than_alone()
     alone = together = 0.0
     for seed in range(10):
         vectors = released(tables, 15.0, seed)
-        anchors = [site.anchor for site in site_moments(LAYOUT, vectors, shares_of(tables), noise_std=15.0)]
+        anchors = [
+            site.anchor for site in site_moments(LAYOUT, named(vectors), shares_of(tables), noise_std=15.0)
+        ]
         drawn = _drawn_together(anchors, margins)
         for truth, own, better in zip(exact, anchors, drawn, strict=True):
             for name in ("interactions", "label_interactions"):
@@ -131,7 +139,7 @@ def test_without_noise_every_site_keeps_its_own_dependence():
     anchors = [
         site.anchor
         for site in site_moments(
-            LAYOUT, [LAYOUT.sum(table) for table in tables], shares_of(tables), noise_std=1e-3
+            LAYOUT, named([LAYOUT.sum(table) for table in tables]), shares_of(tables), noise_std=1e-3
         )
     ]
     margins = [one.frequencies.one_way for one in anchors]
@@ -146,7 +154,7 @@ def test_without_noise_every_site_keeps_its_own_dependence():
 
 def test_a_site_counts_for_its_share_and_the_order_of_components_does_not_tell_sites_apart():
     tables, study = unlike(), make_study()
-    sites = site_moments(LAYOUT, released(tables, 8.0), [0.7, 0.2, 0.1], noise_std=8.0)
+    sites = site_moments(LAYOUT, named(released(tables, 8.0)), [0.7, 0.2, 0.1], noise_std=8.0)
 
     def fit(anchor, components):
         return fit_mixture(anchor, plan_fit(study, anchor))
@@ -163,4 +171,4 @@ def test_a_site_counts_for_its_share_and_the_order_of_components_does_not_tell_s
 def test_a_site_whose_noise_hides_its_patients_is_not_looked_at_alone():
     tables = [patients(400, lean=1.0, seed=0), patients(3, lean=1.0, seed=1)]
     with pytest.raises(AnchorError):
-        site_moments(LAYOUT, released(tables, 60.0), shares_of(tables), noise_std=60.0)
+        site_moments(LAYOUT, named(released(tables, 60.0)), shares_of(tables), noise_std=60.0)
