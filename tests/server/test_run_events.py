@@ -210,7 +210,7 @@ def test_events_pass_through_the_gateway_one_by_one_and_its_client_is_let_go(
     wait_for(lambda: follower.of("state"))
     for number in (1, 2):
         ready.record(run, number)
-        wait_for(lambda number=number: len(follower.of("round")) == number, 3)  # now, not with the next
+        wait_for(lambda number=number: len(follower.of("round")) == number)  # now, not with the next
     with httpx.stream("GET", f"{through_gateway}/v1/runs/{run}/events", headers=login(ready.store)) as answer:
         next(answer.iter_lines())
         assert api[1].state.streams.count == 2
