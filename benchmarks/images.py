@@ -268,6 +268,7 @@ def read_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epsilon", type=float, default=1.0)
     parser.add_argument("--delta", type=float, default=1e-5)
     parser.add_argument("--sites", type=int, default=0, help="0 takes the data set's own number, mostly 4")
+    parser.add_argument("--patients", type=int, default=0, help="the first so many to train on; 0 takes all")
     parser.add_argument("--seeds", type=int, default=1, help="runs with other noise and samples")
     parser.add_argument("--steps", type=int, default=6000, help="of the generator's fit")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves it alone")
@@ -302,6 +303,8 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR)
     console = Console(width=None if sys.stdout.isatty() else 120)
     data = load(arguments.dataset, arguments.folder or data_folder(arguments.data))
+    if arguments.patients:
+        data = data.first(arguments.patients)
     if arguments.profile:
         study = make_study(data, epsilon=1.0, delta=1e-5, steps=arguments.steps, changes=arguments.set)
         timed = profile(

@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +78,13 @@ class ImageData:
     def codes(self, rows: pd.DataFrame, name: str) -> Tensor:
         """The levels of a column: int64 (N,)."""
         return torch.from_numpy(codes_of(rows, self.table, [name])[:, 0])
+
+    def first(self, num_patients: int) -> ImageData:
+        """The same with the first so many training patients alone."""
+        kept = self.train_rows[PATIENT].unique()[:num_patients]
+        own = self.train_rows[PATIENT].isin(kept).to_numpy()
+        rows = self.train_rows[own].reset_index(drop=True)
+        return replace(self, train=self.train[torch.from_numpy(own)], train_rows=rows)
 
     def place(self, num_sites: int, folder: Path) -> list[ImageSource]:
         """Deal the training patients to sites in turn and lay out each site's files.

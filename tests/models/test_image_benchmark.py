@@ -150,6 +150,9 @@ def test_a_site_reads_the_pictures_and_rows_that_the_benchmark_judges_by(tmp_pat
     table = table_of(records, data.table)
     for name in data.table.names:
         assert torch.equal(data.codes(table, name), data.codes(data.train_rows, name))
+    fewer = data.first(90)
+    assert fewer.train_rows["patient"].tolist() == data.train_rows["patient"].tolist()[:90]
+    assert torch.equal(fewer.train, data.train[:90])
     with pytest.raises(SystemExit, match="too few"):
         data.place(len(data.train) + 1, tmp_path)
 
