@@ -82,7 +82,7 @@ class ImageData:
     def first(self, num_patients: int) -> ImageData:
         """The same with the first so many training patients alone."""
         kept = self.train_rows[PATIENT].unique()[:num_patients]
-        own = self.train_rows[PATIENT].isin(kept).to_numpy()
+        own = self.train_rows[PATIENT].isin(kept).to_numpy(copy=True)
         rows = self.train_rows[own].reset_index(drop=True)
         return replace(self, train=self.train[torch.from_numpy(own)], train_rows=rows)
 
