@@ -1,0 +1,166 @@
+"""Does the adversarial phase pay? The warm start alone, refining alone, and both, by epsilon and number of sites.
+
+    python benchmarks/ablation.py --data DIR --dataset adult --epsilon 1 3 10 --sites 1 2 4 8 --seeds 2 --json FILE
+
+Trains through the product's own code, each site's noise added at the site, and judges by the tables' metric. The
+release is the round that the product proposes: the one that fits the noisy moments best. "Last round" is, of the same
+run, what the last refinement made, whether the product would have proposed it or not. What is in FILE already is kept,
+and the run goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from in_process import InProcessLab
+from parity_data import load_parity
+from rich.console import Console
+from rich.table import Table
+from tabular import FIGURES, judge, make_study, references, synthesise
+from tabular_data import LOADERS, BenchmarkData, data_folder, load
+
+from server import releases, round_records, runs
+
+PARITY = "parity"
+ROUNDS = 8
+# Fakes as many as patients are expected in a step of a site with `patients`; see `settings_of`.
+REFINE = {
+    "rounds": ROUNDS,
+    "generator_steps": 25,
+    "discriminator_steps": 4,
+    "sample_rate": 0.02,
+    "discriminator_learning_rate": 2e-3,
+    "hidden_width": 128,
+}
+ALONE_SHARE, ALONE_ANCHOR = 0.05, 1.0
+VARIANTS = {
+    "warm start alone": 1.0,
+    "refining alone": ALONE_SHARE,
+    "both, half measured": 0.5,
+    "both, 0.8 measured": 0.8,
+}
+LAST = ", last round"
+
+
+def settings_of(share: float, patients: int, extra: list[str]) -> list[str]:
+    """The study's settings where the measurement has this share and a site about so many patients."""
+    if share == 1:
+        return []
+    batch = max(32, round(patients * REFINE["sample_rate"]))
+    settings = {**REFINE, "nominal_batch_size": batch, "num_fakes": batch}
+    if share == ALONE_SHARE:
+        settings["anchor_weight"] = ALONE_ANCHOR
+    chosen = [f"refine.{name}={json.dumps(value)}" for name, value in settings.items()]
+    return [f"measure.budget_share={share}", *chosen, *extra]
+
+
+def one_run(
+    data: BenchmarkData, epsilon: float, num_sites: int, share: float, *, seed: int, extra: list[str]
+) -> dict[str, dict[str, float]]:
+    """Figures of the release, and of the last round where there was a refinement, by what is added to the name."""
+    tables = data.split(num_sites, seed=seed)
+    changes = settings_of(share, len(tables[0]), extra)
+    study = make_study(data, epsilon=epsilon, delta=1e-5, changes=changes)
+    federation = study.federation.model_copy(update={"quorum": len(tables)})
+    study = study.model_copy(update={"federation": federation})
+    with tempfile.TemporaryDirectory() as folder:
+        lab = InProcessLab(
+            Path(folder),
+            {f"site-{number}": held for number, held in enumerate(tables, start=1)},
+            epsilon=epsilon,
+            delta=1e-5,
+            patient_id=data.schema.patient_id,
+        )
+        started = time.perf_counter()
+        made = {"": lab.train(study).table}
+        seconds = time.perf_counter() - started
+        run = runs.list_runs(lab.store)[0]
+        if study.refine.rounds:
+            last = study.num_rounds
+            made[LAST] = lab.generator(study, run.id, last).table
+        release = releases.release_of_run(lab.store, run.id)
+        assert release is not None
+        proposed = {
+            "round": float(release.round),
+            **{
+                f"misfit_{number}": round_records.get_round(lab.store, run.id, number).scores["misfit"]
+                for number in (1, study.num_rounds)
+            },
+        }
+        lab.store.close()
+    found = {}
+    for name, generator in made.items():
+        codes = synthesise(generator, data, seed=seed)
+        found[name] = {**judge(codes, data), "seconds": seconds, **proposed}
+    return found
+
+
+def show(rows: dict[str, list[dict[str, float]]], title: str, console: Console) -> None:
+    """The table, with the spread over seeds where there are several."""
+    table = Table(title=title)
+    for name in ("epsilon, sites, what", *FIGURES.values(), "proposed round", "misfit"):
+        table.add_column(name, justify="left" if name.startswith("epsilon") else "right")
+    for name, results in rows.items():
+        cells = []
+        for figure in FIGURES:
+            values = [result[figure] for result in results]
+            spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.4f}{spread}")
+        told = [f"{result['round']:.0f}" for result in results if "round" in result]
+        ends = [
+            f"{result[max(k for k in result if k.startswith('misfit'))]:.2f}"
+            for result in results
+            if "round" in result
+        ]
+        table.add_row(name, *cells, ", ".join(told), ", ".join(ends))
+    console.print(table)
+
+
+def main() -> None:
+    """Read the command line, run what is not in the file yet, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, help="folder with the data sets (default: FEDTWIN_DATA)")
+    parser.add_argument("--dataset", choices=[*sorted(LOADERS), PARITY], default="adult")
+    parser.add_argument("--epsilon", type=float, nargs="+", default=[1.0, 3.0, 10.0])
+    parser.add_argument("--sites", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--seeds", type=int, default=1, help="runs with other splits, noise and samples")
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE")
+    parser.add_argument("--json", type=Path, help="keep all figures in this file, and go on from it")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.ERROR)
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    made_up = arguments.dataset == PARITY
+    data = load_parity() if made_up else load(arguments.dataset, data_folder(arguments.data))
+    rows: dict[str, list[dict[str, float]]] = {}
+    if arguments.json and arguments.json.exists():
+        rows = json.loads(arguments.json.read_text())
+    for name, figures in references(data).items():
+        rows.setdefault(name, [figures])
+    plan = itertools.product(arguments.epsilon, arguments.sites, arguments.only, range(arguments.seeds))
+    for epsilon, sites, name, seed in plan:
+        prefix = f"{epsilon:g}, {sites}, {name}"
+        if len(rows.get(prefix, [])) > seed:
+            continue
+        found = one_run(data, epsilon, sites, VARIANTS[name], seed=seed, extra=arguments.set)
+        for suffix, figures in found.items():
+            rows.setdefault(prefix + suffix, []).append(figures)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        told = {suffix: [round(one[k], 4) for k in FIGURES] for suffix, one in found.items()}
+        logging.getLogger("ablation").error("%s: %s", prefix, told)
+    show(rows, f"{arguments.dataset}: delta 1e-5 at each site", console)
+
+
+if __name__ == "__main__":
+    main()
