@@ -146,11 +146,17 @@ class FederationSettings(Frozen):
 
 
 class Study(Frozen):
-    """A study. Two studies with one digest are the same study."""
+    """A study. Two studies with one digest are the same study.
+
+    Attributes:
+        algorithm: `measure`, `measure-and-refine`, or `auto`, which becomes one of these when the study is registered
+            (`models.algorithm`). Where absent, as `measure` and `refine` say.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{1,62}$")
     title: str = ""
     description: str = ""
+    algorithm: Literal["auto", "measure", "measure-and-refine"] | None = None
     privacy: PrivacySettings
     table: StudySchema
     image: ImageSchema | None = None
@@ -319,6 +325,16 @@ class Study(Frozen):
 
     @model_validator(mode="after")
     def _phases(self) -> Study:
+        if self.algorithm == "measure" and self.refine.rounds:
+            raise ValueError(
+                f"algorithm is 'measure', but refine.rounds is {self.refine.rounds}; "
+                "take 'measure-and-refine' or rounds = 0"
+            )
+        if self.algorithm == "measure-and-refine" and not self.refine.rounds:
+            raise ValueError(
+                "algorithm is 'measure-and-refine', but refine.rounds is 0; say how many rounds there are, and which "
+                "measure.budget_share the measurement has"
+            )
         if self.refine.rounds == 0 and self.measure.budget_share != 1:
             raise ValueError(
                 f"measure.budget_share is {self.measure.budget_share}, but refine.rounds is 0: "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
+from models.algorithm import decide
 from models.study import Study
 from privacy.budget import PrivacyBudget
 from privacy.events import MechanismEvent
@@ -29,9 +30,9 @@ class RegisteredStudy:
 
 
 def register_study(store: Store, study: Study, *, created_by: str) -> RegisteredStudy:
-    """Fill in the noise multipliers that the budget demands, and keep the study, with a ledger entry.
+    """Settle what `auto` leaves open and the noise that the budget demands; keep the study, with a ledger entry.
 
-    The same definition again, with or without its noise multipliers, gives back what is kept.
+    The same definition again, as it was given or as it is kept, gives back what is kept.
 
     Privacy: the noise is chosen so that the measurement and all refinement rounds together, as one
     composition, cost each site at most the study's epsilon at its delta. Noise multipliers that the definition
@@ -41,6 +42,7 @@ def register_study(store: Store, study: Study, *, created_by: str) -> Registered
         ConflictError: another definition has this name.
         InvalidError: no noise meets the budget, the given noise is too small, or the definition is too large.
     """
+    study = decide(study).study
     with store.database.read() as session:
         row = session.get(StudyRow, study.name)
         if row is not None:

@@ -25,10 +25,7 @@ def create(
     url: Url, key: Key, file: Annotated[Path, typer.Argument(help="study.toml")], ca: Ca = None
 ) -> None:
     """Register a study: it is checked, its noise is calibrated to its budget, and it never changes again."""
-    try:
-        text = file.read_text()
-    except OSError as error:
-        raise say_problem(f"{file} cannot be read: {error}") from None
+    text = _read(file)
     study = (
         ApiClient(url, key, ca=ca).post("/studies", text, headers={"Content-Type": "application/toml"}).json()
     )
@@ -37,6 +34,28 @@ def create(
         f"Each site spends at most epsilon {study['budget']['epsilon']} at delta {study['budget']['delta']} "
         f"in {study['rounds']} rounds. Next: fedtwin study run {study['name']}"
     )
+
+
+@app.command()
+def check(file: Annotated[Path, typer.Argument(help="study.toml")]) -> None:
+    """Read a study's file here, without a coordinator: what is wrong with it, or what it would do."""
+    from models.algorithm import decide
+    from models.study import Study, StudyError
+
+    try:
+        decision = decide(Study.from_toml(_read(file)))
+    except StudyError as error:
+        raise say_problem(str(error)) from None
+    study = decision.study
+    refined = study.refine.rounds
+    typer.echo(
+        f"Study {study.name!r} can be registered: {len(study.table.columns)} columns, epsilon "
+        f"{study.privacy.epsilon:g} at delta {study.privacy.delta:g} at each site, rounds: {study.num_rounds}."
+    )
+    chosen = "measure-and-refine" if refined else "measure"
+    typer.echo(f"Algorithm: {chosen}, {decision.because}.")
+    for constraint in study.table.constraints:
+        typer.echo(f"Every patient served satisfies: {constraint}")
 
 
 @app.command(name="list")
@@ -107,6 +126,13 @@ def resume(url: Url, key: Key, run_id: RunId, ca: Ca = None) -> None:
     typer.echo(
         f"Run {run_id} is {ApiClient(url, key, ca=ca).post(f'/runs/{run_id}/resume').json()['state']}."
     )
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError as error:
+        raise say_problem(f"{file} cannot be read: {error}") from None
 
 
 Release = Annotated[str, typer.Argument(help="The release's digest, sha256:...")]

@@ -202,3 +202,12 @@ def test_the_total_lies_in_the_level_that_the_encoder_gives_it() -> None:
     codes = encode_table(take(schema, 2_000), schema).codes.numpy()
     assert codes[:, 2].max() < schema.columns[2].num_values
     assert np.unique(codes[:, 2]).size > 3
+
+
+def test_schemas_are_compared_by_what_they_say(schema) -> None:
+    """Bins are worked out while constraints are read; two equal schemas have two equal arrays of them."""
+    one, other = schema_of("total == fees + drugs"), schema_of("total == fees + drugs")
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one != schema_of("total == fees")
+    assert one != schema

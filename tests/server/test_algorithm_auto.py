@@ -1,0 +1,91 @@
+"""`algorithm = "auto"`: settled at registration by a public rule, written down, and never against what is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from models.algorithm import decide
+from models.study import Study, StudyError
+from server import studies
+from server.cli.study import app
+from server.errors import ConflictError
+
+AUTO = """
+name = "heart"
+algorithm = "auto"
+[privacy]
+epsilon = 3.0
+delta = 1e-5
+[table]
+constraints = ["high >= low"]
+columns = [
+    {name = "low", kind = "integer", minimum = 0, maximum = 9},
+    {name = "high", kind = "integer", minimum = 0, maximum = 9},
+]
+"""
+REFINED = AUTO + "[measure]\nbudget_share = 0.7\n[refine]\nrounds = 2\nanchor_weight = 5.0\n"
+
+
+def test_auto_measures_with_the_whole_budget() -> None:
+    decision = decide(Study.from_toml(AUTO))
+    assert decision.study.algorithm == "measure"
+    assert (decision.study.measure.budget_share, decision.study.refine.rounds) == (1, 0)
+    assert "refine.rounds" in decision.because
+
+
+def test_what_is_given_is_never_changed() -> None:
+    given = Study.from_toml(REFINED)
+    decision = decide(given)
+    assert decision.study.algorithm == "measure-and-refine"
+    assert decision.study.model_copy(update={"algorithm": "auto"}) == given
+    assert "refine.rounds = 2" in decision.because
+    explicit = Study.from_toml(AUTO.replace('"auto"', '"measure"'))
+    assert decide(explicit).study is explicit
+
+
+def test_a_study_that_does_not_name_an_algorithm_keeps_its_digest() -> None:
+    silent = Study.from_toml(AUTO.replace('algorithm = "auto"\n', ""))
+    assert "algorithm" not in silent.to_dict()
+    assert decide(silent).study is silent
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (REFINED.replace('"auto"', '"measure"'), "algorithm is 'measure', but refine.rounds is 2"),
+        (AUTO.replace('"auto"', '"measure-and-refine"'), "say how many rounds"),
+        (AUTO.replace('"auto"', '"best"'), "algorithm"),
+    ],
+)
+def test_an_algorithm_that_the_settings_contradict_is_refused(text: str, message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        Study.from_toml(text)
+
+
+def test_registration_keeps_what_was_chosen_and_knows_the_wish_again(store) -> None:
+    first = studies.register_study(store, Study.from_toml(AUTO), created_by="me")
+    assert first.study.algorithm == "measure"
+    assert first.study.is_calibrated
+    assert studies.register_study(store, Study.from_toml(AUTO), created_by="me") == first
+    assert studies.register_study(store, first.study, created_by="me") == first
+    with pytest.raises(ConflictError):
+        studies.register_study(store, Study.from_toml(REFINED), created_by="me")
+
+
+def test_check_says_what_was_chosen_and_why_or_what_is_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text(AUTO)
+    told = CliRunner().invoke(app, ["check", str(file)])
+    assert told.exit_code == 0, told.output
+    assert "Algorithm: measure, the whole of epsilon" in told.output
+    assert "Every patient served satisfies: high >= low" in told.output
+    file.write_text(AUTO.replace("high >= low", "high == low + hihg"))
+    told = CliRunner().invoke(app, ["check", str(file)])
+    assert told.exit_code == 1
+    assert "did you mean 'high'" in told.output
+    told = CliRunner().invoke(app, ["check", str(tmp_path / "none.toml")])
+    assert told.exit_code == 1
+    assert "cannot be read" in told.output
