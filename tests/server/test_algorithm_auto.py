@@ -46,6 +46,22 @@ def test_what_is_given_is_never_changed() -> None:
     assert decide(explicit).study is explicit
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "measure", "exchanges"),
+    [("10.0", "", 2), ("9.9", "", 1), ("1.0", "", 1), ("10.0", "[measure]\nexchanges = 1\n", 1),
+     ("1.0", "[measure]\nexchanges = 2\n", 2), ("10.0", "[measure]\nnoise_multiplier = 0.7\n", 1)],
+)  # fmt: skip
+def test_pictures_are_looked_at_twice_where_that_was_shown_to_pay(epsilon, measure, exchanges) -> None:
+    pictures = AUTO.replace("epsilon = 3.0", f"epsilon = {epsilon}").replace(
+        "[table]", '[image]\nsize = 8\nconditioned_on = ["low"]\n[table]\npatient_id = "patient"'
+    )
+    decision = decide(Study.from_toml(pictures + measure))
+    assert decision.study.algorithm == "measure"
+    assert decision.study.measure.exchanges == exchanges
+    assert "measure.exchanges = " in decision.because
+    assert decide(decision.study).study is decision.study
+
+
 def test_a_study_that_does_not_name_an_algorithm_keeps_its_digest() -> None:
     silent = Study.from_toml(AUTO.replace('algorithm = "auto"\n', ""))
     assert "algorithm" not in silent.to_dict()
