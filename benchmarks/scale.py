@@ -21,14 +21,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from models.anchor import Anchor
 from models.generator import MixtureGenerator
-from models.mixture_fit import fit_mixture, plan_fit
 from models.moments import MomentLayout
 from models.sampling import sample_cohort
 from models.schema import StudySchema
 from models.study import Study
 from models.table import EncodedTable
+from models.warm_start import warm_start
 
 
 def wide_schema(num_columns: int) -> StudySchema:
@@ -86,14 +85,12 @@ def fit(num_columns: int, num_patients: int) -> None:
     codes = some_generator(schema, 20).sample_codes(100_000, generator=torch.Generator().manual_seed(0))
     vector = layout.sum(EncodedTable(codes, torch.arange(100_001)))
     std = 2 * 3.77 * layout.sensitivity
-    anchor = Anchor.from_sum(
-        layout, vector + std * torch.randn(layout.size, dtype=torch.float64), noise_std=std
-    )
+    noisy = vector + std * torch.randn(layout.size, dtype=torch.float64)
     study = Study.from_dict(
         {"name": "scale", "privacy": {"epsilon": 1.0, "delta": 1e-5}, "table": schema.model_dump(mode="json")}
     )
     started = time.perf_counter()
-    fit_mixture(anchor, plan_fit(study, anchor))
+    warm_start(study, noisy, noise_std=std)
     fit.seconds = time.perf_counter() - started  # type: ignore[attr-defined]
 
 
@@ -119,11 +116,13 @@ def main() -> None:
     parser.add_argument("--columns", type=int, nargs="+", default=[13, 50, 100])
     parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
     arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     table = Table(title=f"{arguments.patients:,} patients, {arguments.threads} threads")
     for name in ("step", "columns", "one-hot width", "seconds", "peak memory, MB"):
         table.add_column(name, justify="right")
+    found = []
     for name in arguments.steps:
         for columns in arguments.columns:
             answers = context.Queue()
@@ -136,8 +135,14 @@ def main() -> None:
                 raise SystemExit(f"{name} with {columns} columns ended with status {process.exitcode}")
             seconds, memory = answers.get()
             width = sum(wide_schema(columns).cardinalities)
+            found.append(
+                {"step": name, "columns": columns, "width": width, "seconds": seconds, "megabytes": memory}
+            )
             table.add_row(name, str(columns), str(width), f"{seconds:.1f}", f"{memory:.0f}")
     Console(width=None if sys.stdout.isatty() else 110).print(table)
+    if arguments.json:
+        settings = {"patients": arguments.patients, "threads": arguments.threads}
+        arguments.json.write_text(json.dumps({"settings": settings, "rows": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

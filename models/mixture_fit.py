@@ -36,6 +36,9 @@ SHRINKAGES = (1.0, 1.5, 2.0, 3.0)
 CHOOSING_DRAWS, CHOOSING_COMPONENTS = 3, 100
 """How often the moments are thinned for that choice, and how fine the shapes that it is made with are at most."""
 
+WIDE = 1_000
+"""One-hot width from which on one thinning is enough: so many pairs of levels leave little to chance."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitPlan:
@@ -190,8 +193,9 @@ def choose_shrinkage(
     if not anchor.noise_std or not plan.shrinkage:
         return 1.0
     told, factor = progress or (lambda _: None), (1 + THINNING**2) ** 0.5
-    halves = [anchor.thinned(seed=seed + draw) for draw in range(CHOOSING_DRAWS)]
-    fits: list[MixtureGenerator | None] = [None] * CHOOSING_DRAWS
+    draws = CHOOSING_DRAWS if anchor.layout.width < WIDE else 1
+    halves = [anchor.thinned(seed=seed + draw) for draw in range(draws)]
+    fits: list[MixtureGenerator | None] = [None] * draws
     plan = replace(plan, components=min(plan.components, CHOOSING_COMPONENTS))
     best, least = SHRINKAGES[0], float("inf")
     for place, multiple in enumerate(SHRINKAGES):
@@ -201,7 +205,7 @@ def choose_shrinkage(
             with torch.no_grad():
                 missed += float(judged_by.loss(fitted, label_weight=label_weight))
             fits[draw] = fitted
-            told((place + (draw + 1) / CHOOSING_DRAWS) / len(SHRINKAGES))
+            told((place + (draw + 1) / draws) / len(SHRINKAGES))
         if missed >= least:
             break
         best, least = multiple, missed
