@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from models.study import Study
 
-SECOND_LOOK_EPSILON = 10.0
+SECOND_LOOK_EPSILON = 1.0
 """From here on pictures are measured twice. Below it a second look was not shown to pay for its noise."""
 
 

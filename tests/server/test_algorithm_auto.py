@@ -48,8 +48,8 @@ def test_what_is_given_is_never_changed() -> None:
 
 @pytest.mark.parametrize(
     ("epsilon", "measure", "exchanges"),
-    [("10.0", "", 2), ("9.9", "", 1), ("1.0", "", 1), ("10.0", "[measure]\nexchanges = 1\n", 1),
-     ("1.0", "[measure]\nexchanges = 2\n", 2), ("10.0", "[measure]\nnoise_multiplier = 0.7\n", 1)],
+    [("10.0", "", 2), ("1.0", "", 2), ("0.9", "", 1), ("10.0", "[measure]\nexchanges = 1\n", 1),
+     ("0.5", "[measure]\nexchanges = 2\n", 2), ("10.0", "[measure]\nnoise_multiplier = 0.7\n", 1)],
 )  # fmt: skip
 def test_pictures_are_looked_at_twice_where_that_was_shown_to_pay(epsilon, measure, exchanges) -> None:
     pictures = AUTO.replace("epsilon = 3.0", f"epsilon = {epsilon}").replace(
