@@ -34,8 +34,8 @@ def decide(study: Study) -> Decision:
     """Settle what a study leaves to us. A setting that the definition gives is never changed.
 
     Where `refine.rounds` is not given, the whole budget goes to the measurement: at epsilon 10, on a real table and
-    on one made up to need it, no part of it spent on the adversarial phase brought more. Where `measure.exchanges` is not
-    given and there are pictures, they are looked at a second time from `SECOND_LOOK_EPSILON` on.
+    on one made up to need it, no part of it spent on the adversarial phase brought more. Where `measure.exchanges` is
+    not given and there are pictures, they are looked at a second time from `SECOND_LOOK_EPSILON` on.
     """
     if study.algorithm != "auto":
         return Decision(study=study, because="as the definition says")
