@@ -185,7 +185,7 @@ def test_a_client_that_goes_away_frees_its_stream(ready, api) -> None:
 
 def test_silence_is_broken_by_comments_and_a_long_stream_ends_for_a_new_one(ready, api, monkeypatch) -> None:
     monkeypatch.setattr(run_events, "HEARTBEAT_SECONDS", 0.1)
-    monkeypatch.setattr(run_events, "MAX_STREAM_SECONDS", 1.0)
+    monkeypatch.setattr(run_events, "MAX_STREAM_SECONDS", 4.0)  # a busy machine is late
     url, _ = api
     follower = Follower(f"{url}/v1/runs/{ready.start()}/events", login(ready.store))
     follower.thread.join(10)
