@@ -219,7 +219,9 @@ async def _pieces(response: httpx.Response) -> AsyncIterator[bytes]:
     pieces = response.aiter_raw()
     while True:
         try:
-            piece = await asyncio.wait_for(anext(pieces), limit)
+            # Not wait_for, which before Python 3.12 may swallow the cancellation that lets a client go.
+            async with asyncio.timeout(limit):
+                piece = await anext(pieces)
         except StopAsyncIteration:
             return
         except TimeoutError:

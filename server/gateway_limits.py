@@ -100,7 +100,8 @@ class RequestBody:
         behind = self._waited - self._seen / MINIMUM_BYTES_PER_SECOND
         begun = time.monotonic()
         try:
-            message: Message = await asyncio.wait_for(self._receive(), BODY_SECONDS - max(0.0, behind))
+            async with asyncio.timeout(BODY_SECONDS - max(0.0, behind)):
+                message: Message = await self._receive()
         except TimeoutError:
             raise ClientTooSlowError from None
         self._waited += time.monotonic() - begun
@@ -126,7 +127,8 @@ def timed(send: Send) -> Send:
 
     async def send_in_time(message: Message) -> None:
         try:
-            await asyncio.wait_for(send(message), SEND_SECONDS)
+            async with asyncio.timeout(SEND_SECONDS):
+                await send(message)
         except TimeoutError:
             raise ClientTooSlowError from None
 

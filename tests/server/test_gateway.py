@@ -26,7 +26,7 @@ from privacy.cli.proxies import LOOPBACK, without_proxy
 from server import gateway_limits
 from server.gateway import make_gateway, server_config
 from server.gateway_check import check_gateway
-from server.gateway_limits import RateLimit
+from server.gateway_limits import RateLimit, timed
 from server.home import CoordinatorHome
 
 MEBIBYTE = 2**20
@@ -278,6 +278,31 @@ def test_an_answer_arrives_as_it_is_made(front: Front) -> None:
 def test_an_answer_that_breaks_off_is_seen_as_broken(front: Front) -> None:
     with front.client() as client, pytest.raises(httpx.RemoteProtocolError):
         client.get("/v1/breaks")
+
+
+def test_a_cancellation_that_meets_what_was_awaited_is_not_lost() -> None:
+    """`asyncio.wait_for` loses it before Python 3.12, and the client's place stayed taken for ever."""
+
+    async def given_up() -> bool:
+        taken = asyncio.get_running_loop().create_future()
+
+        async def send(_: object) -> None:
+            await taken
+
+        async def forwarding() -> None:
+            await timed(send)({"type": "http.response.body"})
+            await asyncio.Event().wait()  # more would come, but nobody is there
+
+        work = asyncio.create_task(forwarding())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        taken.set_result(None)
+        await asyncio.sleep(0)
+        work.cancel()
+        await asyncio.wait({work}, timeout=2)
+        return work.cancelled()
+
+    assert asyncio.run(given_up())
 
 
 def test_a_long_poll_that_nobody_waits_for_is_given_up(front: Front) -> None:
