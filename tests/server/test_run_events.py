@@ -178,7 +178,8 @@ def test_a_client_that_goes_away_frees_its_stream(ready, api) -> None:
     url, app = api
     run = ready.start()
     with httpx.stream("GET", f"{url}/v1/runs/{run}/events", headers=login(ready.store)) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # dropped at once, it would take the connection with it
+        next(lines)
         assert app.state.streams.count == 1
     wait_for(lambda: app.state.streams.count == 0)
 
@@ -212,7 +213,8 @@ def test_events_pass_through_the_gateway_one_by_one_and_its_client_is_let_go(
         ready.record(run, number)
         wait_for(lambda number=number: len(follower.of("round")) == number)  # now, not with the next
     with httpx.stream("GET", f"{through_gateway}/v1/runs/{run}/events", headers=login(ready.store)) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # dropped at once, it would take the connection with it
+        next(lines)
         assert api[1].state.streams.count == 2
     wait_for(lambda: api[1].state.streams.count == 1)
     runs.finish_run(ready.store, run, "failed")
