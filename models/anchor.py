@@ -195,12 +195,17 @@ class Anchor:
 
         Columns and pairs with the label weigh `label_weight`.
         """
-        singles, pairs, triples = self.squares(self.residuals(generator))
-        total = singles.sum() + (pairs.sum() + triples.sum()) / 2  # a pair stands twice in a symmetric table
+        squares = self.squares(self.residuals(generator))
+        total = _energy(squares)
         if label_weight != 1:
+            singles, pairs, _ = squares
             own = self._label
             total = total + (label_weight - 1) * (singles[own].sum() + pairs[own].sum())
         return total
+
+    def energy(self, off: MomentCounts) -> Tensor:
+        """What `loss` is of a generator with these residuals."""
+        return _energy(self.squares(off))
 
     def squares(self, off: MomentCounts) -> tuple[Tensor, Tensor, Tensor]:
         """Squared residuals in units in which every one's noise has the variance `noise_std` squared.
@@ -220,6 +225,11 @@ class Anchor:
         column_of, precision = self.layout.column_of, self.precision.float()
         pairs = precision[column_of][:, column_of]
         return precision.diagonal()[column_of], pairs, pairs * LABEL_TRIPLE_WEIGHT**2
+
+
+def _energy(squares: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    singles, pairs, triples = squares
+    return singles.sum() + (pairs.sum() + triples.sum()) / 2  # a pair stands twice in a symmetric table
 
 
 def estimated_patients(layout: MomentLayout, noisy_sum: Tensor) -> float:

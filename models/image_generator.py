@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from models.generator import GeneratorError
 from models.image_schema import ImageSchema
+from models.weights import arrays_under, misfits
 
 PREFIX = "image."
 
@@ -57,22 +58,15 @@ class ImageGenerator(nn.Module):
         Raises:
             GeneratorError: an array is missing or unknown, has another shape, or holds a value that is not finite.
         """
-        found = {
-            name.removeprefix(PREFIX): array for name, array in arrays.items() if name.startswith(PREFIX)
-        }
+        found = arrays_under(arrays, PREFIX)
         try:
             latent = found["start.weight"].shape[1] - sum(cardinalities)
             width = found["last.weight"].shape[1]
             generator = cls(schema, cardinalities, latent=latent, width=width)
-            expected = {name: tensor.shape for name, tensor in generator._weights().items()}
+            wrong = misfits(found, generator._weights())
         except (KeyError, IndexError, RuntimeError, ValueError) as error:
             raise GeneratorError(f"the image arrays are of no generator of this study: {error}") from error
-        if {name: array.shape for name, array in found.items()} != expected:
-            wrong = sorted(
-                name
-                for name in expected.keys() | found.keys()
-                if name not in found or name not in expected or found[name].shape != expected[name]
-            )
+        if wrong:
             raise GeneratorError(f"image arrays {wrong} are missing, unknown or of another shape")
         for name, array in found.items():
             if not bool(torch.isfinite(array).all()):

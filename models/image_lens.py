@@ -31,6 +31,7 @@ from torch.nn import functional
 
 from models.image_features import public_normals
 from models.image_schema import ImageSchema
+from models.weights import arrays_under, misfits
 
 PREFIX = "lens."
 WIDTH = 32
@@ -81,17 +82,9 @@ class ImageLens(nn.Module):
         Raises:
             LensError: an array is missing or unknown, has another shape, or holds a value that cannot be used.
         """
-        found = {
-            name.removeprefix(PREFIX): array for name, array in arrays.items() if name.startswith(PREFIX)
-        }
-        lens = cls(schema)
-        expected = {name: tensor.shape for name, tensor in lens.state_dict().items()}
-        if {name: array.shape for name, array in found.items()} != expected:
-            wrong = sorted(
-                name
-                for name in expected.keys() | found.keys()
-                if name not in found or name not in expected or found[name].shape != expected[name]
-            )
+        found, lens = arrays_under(arrays, PREFIX), cls(schema)
+        wrong = misfits(found, lens.state_dict())
+        if wrong:
             raise LensError(f"lens arrays {wrong} are missing, unknown or of another shape")
         for name, array in found.items():
             if not array.is_floating_point() or not bool(torch.isfinite(array).all()):

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from models.boxes import Box, NotFactorisableError, disjoint_boxes
-from models.conditions import AllOf, Condition, Records, columns_of, parse_conditions, sums_in
+from models.condition_reader import parse_conditions
+from models.conditions import AllOf, Condition, Records, columns_of, sums_in
 from models.decoding import decode_table, numbers_at
 from models.derivations import derivations_of
 from models.generator import MixtureGenerator, draw_codes

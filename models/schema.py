@@ -328,11 +328,8 @@ class StudySchema(Frozen):
 
     @model_validator(mode="after")
     def _constraints(self) -> StudySchema:
-        from models.conditions import (
-            ConditionError,
-            columns_of,
-            parse_condition,
-        )  # conditions speak of schemas
+        from models.condition_reader import parse_condition  # conditions speak of schemas
+        from models.conditions import ConditionError, columns_of
         from models.derivations import derivations_of
 
         parsed = []

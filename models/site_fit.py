@@ -30,9 +30,7 @@ Fit = Callable[[Anchor, int], MixtureGenerator]
 MAX_COMPONENTS = 1_500
 MAX_SITE_COMPONENTS = 150
 _LEAST_FREQUENCY = 0.02  # a rarer level's pairs tell nothing of how strongly it hangs together with others
-_MARGIN_PRECISION = (
-    4.0  # a column's frequencies are known from all pairs that it is in, not from its counts alone
-)
+_MARGIN_PRECISION = 4.0  # a column's frequencies are known from all its pairs, not from its counts alone
 _MOST_PRECISION = 50.0
 _CERTAIN = 40.0  # a logit beside zeros
 _DIFFERENT = 5.0  # standard deviations, before a fit by site is tried
@@ -117,10 +115,9 @@ def better_by_site(sites: Sequence[SiteMoments], fit: Fit, *, components: int, s
         together.interactions - apart.interactions,
         together.label_interactions - apart.label_interactions,
     )
-    gain = _energy(judged_by, together) - _energy(judged_by, apart)
-    chance = (
-        2 * judged_by.noise_std * _energy(judged_by, between) ** 0.5
-    )  # what the judge's noise adds to the gain
+    gain = float(judged_by.energy(together) - judged_by.energy(apart))
+    # The judge's noise moves the gain by this standard deviation.
+    chance = 2 * judged_by.noise_std * float(judged_by.energy(between)) ** 0.5
     return gain > _CONVINCING * chance
 
 
@@ -164,11 +161,6 @@ def _mean(sites: Sequence[SiteMoments]) -> Anchor:
     noise_std = sum((share * one.noise_std) ** 2 for share, one in parts) ** 0.5
     first = sites[0].anchor
     return Anchor(first.layout, frequencies, noise_std, first.precision)
-
-
-def _energy(anchor: Anchor, off: MomentCounts) -> float:
-    singles, pairs, triples = anchor.squares(off)
-    return float(singles.sum() + (pairs.sum() + triples.sum()) / 2)
 
 
 def _drawn_together(anchors: Sequence[Anchor], margins: Sequence[Tensor]) -> list[Anchor]:

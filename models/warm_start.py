@@ -91,21 +91,18 @@ def warm_start(
         own = replace(own, components=min(own.components, components), shrinkage=multiple * own.shrinkage)
         return fit_mixture(to, own, label_weight=label_weight, seed=seed)
 
-    told(0.5)
-    if study.table.site is not None:
-        if not sites:
-            raise AnchorError(
-                "the moments of one site tell of no patients, and the release is to tell sites apart"
-            )
-        generator = fit_by_site(sites, fit, names=study.table.site_names, seed=seed)
-        told(1.0)
-        return WarmStart(generator, anchor, plan, by_site=True)
-    apart = earlier is None and study.warm_start.by_site and sites_differ(sites)
-    if apart and better_by_site(sites, fit, components=plan.components, seed=seed):
-        generator = fit_by_site(sites, fit, seed=seed)
-        told(1.0)
-        return WarmStart(generator, anchor, plan, by_site=True)
     plan = replace(plan, shrinkage=multiple * plan.shrinkage)
+    told(0.5)
+    named = study.table.site_names
+    if named and not sites:
+        raise AnchorError(
+            "the moments of one site tell of no patients, and the release is to tell sites apart"
+        )
+    apart = earlier is None and study.warm_start.by_site and sites_differ(sites)
+    if named or (apart and better_by_site(sites, fit, components=plan.components, seed=seed)):
+        generator = fit_by_site(sites, fit, names=named, seed=seed)
+        told(1.0)
+        return WarmStart(generator, anchor, plan, by_site=True)
     generator = fit_mixture(
         anchor,
         plan,

@@ -33,6 +33,20 @@ def decode_arrays(data: bytes) -> dict[str, Tensor]:
         raise ArraysError(f"{len(data)} bytes are no safetensors record: {error}") from error
 
 
+def arrays_under(arrays: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin with the prefix, named without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def misfits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Names of arrays that are missing, unknown or of another shape than expected, in order."""
+    return sorted(
+        name
+        for name in expected.keys() | found.keys()
+        if name not in found or name not in expected or found[name].shape != expected[name].shape
+    )
+
+
 class SealedArrays(Mapping[str, Tensor]):
     """Arrays that are not changed any more, so that their bytes and digests are worked out once.
 

@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from models.conditions import ConditionError, parse_conditions
+from models.condition_reader import parse_conditions
+from models.conditions import ConditionError
 from models.schema import StudySchema
 from privacy.canonical import CanonicalError, digest
 from server.errors import ConflictError, InvalidError, NotFoundError

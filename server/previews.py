@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from models.conditions import ConditionError, parse_conditions
+from models.condition_reader import parse_conditions
+from models.conditions import ConditionError
 from models.study import Study
 from privacy.canonical import CanonicalError, digest
 from server.cohorts import MAX_CONDITIONS

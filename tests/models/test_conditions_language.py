@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.boxes import NotFactorisableError, disjoint_boxes
-from models.conditions import AllOf, AnyOf, ConditionError, Levels, Negation, Records, parse_condition
+from models.condition_reader import parse_condition
+from models.conditions import AllOf, AnyOf, ConditionError, Levels, Negation, Records
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.conditions import ConditionError, Records, parse_condition
+from models.condition_reader import parse_condition
+from models.conditions import ConditionError, Records
 from models.schema import StudySchema
 from models.sums import ORDERS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from models.conditions import parse_condition
+from models.condition_reader import parse_condition
 from models.schema import StudySchema
 from server.api.pages.reference import CONDITIONS, operation_name, prose, read_areas
 from server.api.pages.reference_schemas import kind_of, read_fields

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.conditions import Records, parse_condition, parse_conditions
+from models.condition_reader import parse_condition, parse_conditions
+from models.conditions import Records
 from models.schema import StudySchema
 from models.study import Study
 from server.condition_text import condition_text, where_text
