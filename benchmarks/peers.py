@@ -4,8 +4,8 @@
 
 The training rows go to the peer as codes of the study's schema; its synthetic rows come back as codes and are
 judged as ours are. Each peer runs in an environment of its own (`peers_environment.py`), which the first run
-makes. AIM takes hours: it writes down every round, goes on with `--resume`, and `--judge-only` judges whatever
-rows there are, saying how far it came.
+makes. AIM takes hours: it writes down every round, goes on with `--resume`, ends early with `--limit-minutes`, and
+`--judge-only` judges whatever rows there are, saying how far it came.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def run_peer(peer: str, folder: Path, arguments: argparse.Namespace) -> float:
     else:
         options += ["--ways", str(arguments.aim_ways), "--max-model-mb", str(arguments.aim_model_mb)]
         options += ["--resume"] if arguments.resume else []
+        options += ["--limit-minutes", str(arguments.limit_minutes)] if arguments.limit_minutes else []
         run_in("pgm", "peers_aim.py", *options)
     return time.perf_counter() - started
 
@@ -78,6 +79,7 @@ def main() -> None:
         "--judge-only", action="store_true", help="run no peer: judge the rows that are there"
     )
     parser.add_argument("--resume", action="store_true", help="let AIM go on where it stopped")
+    parser.add_argument("--limit-minutes", type=float, help="end AIM after so long, and judge what it has")
     parser.add_argument("--aim-ways", type=int, default=2, choices=(2, 3), help="of AIM's workload")
     parser.add_argument("--aim-model-mb", type=float, default=80.0, help="AIM's largest model")
     parser.add_argument("--folder", type=Path, help="for the peers' files (default: under benchmarks/.peers)")

@@ -6,7 +6,7 @@ After McKenna, Mullins, Sheldon and Miklau, "AIM: An Adaptive and Iterative Mech
 Synthetic Data" (VLDB 2022), with the paper's settings: 16 rounds per column, 10 % of the budget for choosing and
 90 % for measuring, all pairs (or triples) as the workload, a model of at most 80 MB. Inference is the package's
 (`mbi`). Add-or-remove of one row. What has been measured is written after each round, so that an interrupted run
-says how far it came and `--resume` goes on from there.
+says how far it came and `--resume` goes on from there; `--limit-minutes` ends it after so long.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import time
 from pathlib import Path
 
@@ -57,6 +58,7 @@ class Aim:
         iterations: of mirror descent after each measurement.
         tolerance: mirror descent also stops when the loss falls by less than this share in 50 steps, twice.
         folder: for `aim-state.json`, and for `aim.npy` with `aim-drawn.json` that says when it was drawn.
+        limit_seconds: no round begins after so long, earlier runs that were resumed counted in.
     """
 
     def __init__(
@@ -70,10 +72,11 @@ class Aim:
         iterations: int,
         tolerance: float | None,
         folder: Path,
+        limit_seconds: float = math.inf,
     ) -> None:
         self.codes, self.domain, self.rho = codes, domain, rho
         self.max_model_mb, self.iterations, self.tolerance = max_model_mb, iterations, tolerance
-        self.folder = folder
+        self.folder, self.limit_seconds = folder, limit_seconds
         self.candidates = candidates_of(domain, ways)
         self.answers = {clique: counts_of(codes, domain, clique) for clique in self.candidates}
         self.rounds = ROUNDS_PER_COLUMN * len(domain)
@@ -83,7 +86,7 @@ class Aim:
         self.measurements: list[LinearMeasurement] = []
 
     def run(self) -> MarkovRandomField:
-        """Measure and fit until the budget is spent."""
+        """Measure and fit until the budget is spent or the time is up."""
         started = time.perf_counter() - self.seconds
         drawn = time.perf_counter()
         if not self.measurements:
@@ -91,7 +94,7 @@ class Aim:
                 self.measurements.append(measured(self.codes, self.domain, (name,), self.sigma))
                 self.spent += 0.5 / self.sigma**2
         model = self.fit(None)
-        while not self.done:
+        while not self.done and self.seconds < self.limit_seconds:
             model = self.one_round(model)
             self.seconds = time.perf_counter() - started
             self.write_state()
@@ -212,6 +215,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=1000)
     parser.add_argument("--tolerance", type=float, default=None)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--limit-minutes", type=float, default=math.inf)
     arguments = parser.parse_args()
     codes, columns = read_table(arguments.folder)
     aim = Aim(
@@ -223,6 +227,7 @@ def main() -> None:
         iterations=arguments.iterations,
         tolerance=arguments.tolerance,
         folder=arguments.folder,
+        limit_seconds=60 * arguments.limit_minutes,
     )
     if arguments.resume:
         aim.read_state()
