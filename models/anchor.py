@@ -175,7 +175,7 @@ class Anchor:
         centred = P - layout.centre.float()
         weighted = centred * w[:, None]
         found = [
-            (weighted * (P[:, self._label] @ contrast)[:, None]).T @ centred * layout.between_others
+            (weighted * (P[:, self.label_places] @ contrast)[:, None]).T @ centred * layout.between_others
             - measured
             for contrast, measured in zip(layout.contrasts.float(), label_interactions, strict=True)
         ]
@@ -186,7 +186,8 @@ class Anchor:
         )
 
     @property
-    def _label(self) -> slice:
+    def label_places(self) -> slice:
+        """The one-hot places of the label whose triples are measured; none without one."""
         label = self.layout.label
         return slice(0, 0) if label is None else slice(*self.layout.offsets[label : label + 2])
 
@@ -199,7 +200,7 @@ class Anchor:
         total = _energy(squares)
         if label_weight != 1:
             singles, pairs, _ = squares
-            own = self._label
+            own = self.label_places
             total = total + (label_weight - 1) * (singles[own].sum() + pairs[own].sum())
         return total
 
@@ -213,7 +214,7 @@ class Anchor:
         Returns:
             (D,) of columns, (D, D) of pairs and (L - 1, D, D) of pairs by the label.
         """
-        singles, pairs, triples = self._weights
+        singles, pairs, triples = self.weights
         return (
             off.one_way.square() * singles,
             off.interactions.square() * pairs,
@@ -221,7 +222,8 @@ class Anchor:
         )
 
     @cached_property
-    def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
+    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What a squared residual weighs, float32: (D,) of columns, (D, D) of pairs, (D, D) of pairs by the label."""
         column_of, precision = self.layout.column_of, self.precision.float()
         pairs = precision[column_of][:, column_of]
         return precision.diagonal()[column_of], pairs, pairs * LABEL_TRIPLE_WEIGHT**2
