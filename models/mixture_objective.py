@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from models.anchor import Anchor
-
-_BLOCK = 384
-"""Rows of a table of pairs that are worked on at once, at least; a column is never split."""
+from models.table import column_blocks
 
 
 class MixtureObjective:
@@ -43,7 +41,7 @@ class MixtureObjective:
         label = torch.ones(layout.width)
         label[self._label] = label_weight
         self._singles, self._one_way = (singles * label)[:, None], found.one_way.float()[:, None]
-        self._blocks = _blocks(layout.offsets)
+        self._blocks = column_blocks(layout.cardinalities)
         # No two places of the label stand for a pair, so that one factor is left of the two.
         weighted = [(found.interactions, pairs * layout.between * label[:, None] * label)]
         weighted += [(table, triples * layout.between_others) for table in found.label_interactions]
@@ -112,12 +110,3 @@ class MixtureObjective:
                 sloped[start:end].addmm_(others, X[end:], alpha=2)
                 sloped[end:].addmm_(others.T, X[start:end], alpha=2)
         return squares, sloped
-
-
-def _blocks(offsets: tuple[int, ...]) -> list[tuple[int, int]]:
-    """One-hot places in blocks of whole columns, each of `_BLOCK` places or a little more; the last may be smaller."""
-    starts = [0]
-    for offset in offsets[1:-1]:
-        if offset - starts[-1] >= _BLOCK:
-            starts.append(offset)
-    return list(zip(starts, [*starts[1:], offsets[-1]], strict=True))

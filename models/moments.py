@@ -34,12 +34,15 @@ import torch
 from torch import Tensor
 
 from models.schema import StudySchema
-from models.table import EncodedTable, column_offsets
+from models.table import EncodedTable, column_blocks, column_offsets, one_hot
 
 LABEL_TRIPLE_WEIGHT = 0.6
 MAX_LABEL_LEVELS = 5
 EMPHASIS_RANGE = (0.05, 20.0)
 _CHUNK_CELLS = 2**19  # codes of a chunk: all that is worked on at once stays in the processor's cache
+_CHUNK_PLACES = 2**22  # one-hot places of a chunk
+_EXACT_COUNT = 2**24  # float32 counts one by one up to here
+_WIDE, _MANY_LEVELS = 1_000, 15.0  # width from and mean levels to which multiplying is cheaper than counting
 
 
 @dataclass(frozen=True)
@@ -158,18 +161,11 @@ class MomentLayout:
             rows[k - 1, :k], rows[k - 1, k] = 1.0, -float(k)
         return rows / rows.norm(dim=1, keepdim=True)
 
-    def _panels(self, *, with_label: bool) -> list[tuple[int, list[int]]]:
-        """Each column with the later columns that its panel holds."""
-        columns = [k for k in range(self.num_columns) if with_label or k != self.label]
-        return [(a, [b for b in columns if b > a]) for a in columns]
-
     @cached_property
     def size(self) -> int:
         """Entries of the vector."""
-        pairs, triples = (
-            sum(self.cardinalities[a] * sum(self.cardinalities[b] for b in later) for a, later in panels)
-            for panels in (self._panels(with_label=True), self._panels(with_label=False))
-        )
+        others = [d for k, d in enumerate(self.cardinalities) if k != self.label]
+        pairs, triples = round(pair_sum(self.cardinalities)), round(pair_sum(others))
         return self.width + pairs + self.num_contrasts * triples
 
     @property
@@ -205,64 +201,93 @@ class MomentLayout:
         """
         if table.codes.shape[1] != self.num_columns:
             raise ValueError(f"the table has {table.codes.shape[1]} columns, the layout {self.num_columns}")
-        levels = self.num_contrasts + 1
-        sizes = [levels * d * self.width for d in self.cardinalities]
-        counts = [torch.zeros(size, dtype=torch.float64) for size in sizes]
-        records = table.patient_offsets.diff()
-        weights = None
+        told, records = progress or (lambda _: None), table.patient_offsets.diff()
         if bool((records > 1).any()):
             weights = (1 / records.double()).repeat_interleave(records)
+            return self._joined(self._counted(table.codes, weights, told))
+        if self.width >= _WIDE and self.width < _MANY_LEVELS * self.num_columns:
+            return self._joined(self._multiplied(table.codes, told))
+        return self._joined(self._counted(table.codes, None, told))
+
+    def _multiplied(self, codes: Tensor, progress: Callable[[float], None]) -> Tensor:
+        """Counts (levels of the label, D, D) of each column with itself and later ones, as products of one-hot records.
+
+        They are whole numbers that float32 adds up without rounding, in any order, as long as they are small enough.
+        """
+        levels, width, blocks = self.num_contrasts + 1, self.width, column_blocks(self.cardinalities)
+        total, part = (
+            torch.zeros(levels, width, width, dtype=torch.float64),
+            torch.zeros(levels, width, width),
+        )
+        rows_at_once, held = max(1, _CHUNK_PLACES // width), 0
+        for start in range(0, len(codes), rows_at_once):
+            progress(start / len(codes))
+            chunk = codes[start : start + rows_at_once].long()  # large tables come as narrow integers
+            if held + len(chunk) > _EXACT_COUNT:
+                total, held = total + part, 0
+                part.zero_()
+            held += len(chunk)
+            for level in range(levels):
+                own = chunk if self.label is None else chunk[chunk[:, self.label] == level]
+                hot = one_hot(own, self.cardinalities)
+                for first, last in blocks:
+                    part[level, first:last, first:].addmm_(hot[:, first:last].T, hot[:, first:])
+        return total + part
+
+    def _counted(self, codes: Tensor, weights: Tensor | None, progress: Callable[[float], None]) -> Tensor:
+        """The same, pair by pair of columns, each record by its weight."""
+        levels, width, num_records = self.num_contrasts + 1, self.width, len(codes)
+        sizes = [levels * d * width for d in self.cardinalities]
+        counts = [torch.zeros(size, dtype=torch.float64) for size in sizes]
         places = column_offsets(self.cardinalities)[:-1]
         rows_at_once = max(1, _CHUNK_CELLS // self.num_columns)
-        for start in range(0, table.num_records, rows_at_once):
-            if progress is not None:
-                progress(start / table.num_records)
-            codes = table.codes[start : start + rows_at_once].long()  # large tables come as narrow integers
-            placed = codes + places
+        for start in range(0, num_records, rows_at_once):
+            progress(start / num_records)
+            chunk = codes[start : start + rows_at_once].long()
+            placed = chunk + places
             for a, d in enumerate(self.cardinalities):
-                rows = codes[:, a] if self.label is None else codes[:, self.label] * d + codes[:, a]
-                cells = (rows[:, None] * self.width + placed[:, a:]).flatten()
+                rows = chunk[:, a] if self.label is None else chunk[:, self.label] * d + chunk[:, a]
+                cells = (rows[:, None] * width + placed[:, a:]).flatten()
                 repeated = None
                 if weights is not None:
-                    chunk = weights[start : start + rows_at_once]
-                    repeated = chunk.repeat_interleave(self.num_columns - a)
+                    repeated = weights[start : start + rows_at_once].repeat_interleave(self.num_columns - a)
                 counts[a] += torch.bincount(cells, repeated, minlength=sizes[a])
-        shaped = [
-            count.view(levels, d, self.width) for count, d in zip(counts, self.cardinalities, strict=True)
-        ]
-        return self._joined(shaped)
+        return torch.cat(
+            [count.view(levels, d, width) for count, d in zip(counts, self.cardinalities, strict=True)], 1
+        )
 
-    def _joined(self, counts: list[Tensor]) -> Tensor:
-        """Raw counts (levels of the label, d_a, D) of each column with itself and later ones as one vector."""
-        totals = [count.sum(0) for count in counts]
-        parts = [
-            total[:, start:end].diagonal()
-            for total, start, end in zip(totals, self.offsets, self.offsets[1:], strict=False)
-        ]
-        parts += [
-            (self._centred(totals[a], later) * self._weights(a, later)).flatten()
-            for a, later in self._panels(with_label=True)
-        ]
+    def _joined(self, counts: Tensor) -> Tensor:
+        """Counts (levels of the label, D, D) of each column with itself and later ones as one vector."""
+        total = counts.sum(0)
+        parts = [total.diagonal().clone()]
+        parts.append(self._emphasised(self._centred(total)).masked_select(self._later(with_label=True)))
+        others = self._later(with_label=False)
         for contrast in self.contrasts * LABEL_TRIPLE_WEIGHT:
-            parts += [
-                (
-                    self._centred(torch.tensordot(contrast, counts[a], 1), later) * self._weights(a, later)
-                ).flatten()
-                for a, later in self._panels(with_label=False)
-            ]
+            table = self._centred(torch.tensordot(contrast, counts, 1))
+            parts.append(self._emphasised(table).masked_select(others))
         return torch.cat(parts) * self.scale
 
-    def _weights(self, column: int, later: list[int]) -> Tensor:
-        """The emphasis of a column's pairs, for each entry in a row of its panel."""
-        sizes = torch.tensor([self.cardinalities[b] for b in later], dtype=torch.int64)
-        return self.pair_emphasis[column, later].repeat_interleave(sizes)
+    def _later(self, *, with_label: bool) -> Tensor:
+        """(D, D): whether a place stands in the vector beside another; read row by row in the vector's order."""
+        later = self.column_of[:, None] < self.column_of
+        if with_label or self.label is None:
+            return later
+        other = self.column_of != self.label
+        return later & other & other[:, None]
 
-    def _centred(self, rows: Tensor, columns: list[int]) -> Tensor:
-        """C_a Y_ab C_b side by side for all b of `columns`, from (d_a, D) rows of which only those are used."""
-        rows = rows - rows.mean(0)
-        blocks = [rows[:, self.offsets[b] : self.offsets[b + 1]] for b in columns]
-        centred = [block - block.mean(1, keepdim=True) for block in blocks]
-        return torch.cat(centred, 1) if centred else rows[:, :0]
+    def _emphasised(self, table: Tensor, *, power: int = 1) -> Tensor:
+        """A table (D, D) with each pair multiplied by its emphasis to this power."""
+        if self.emphasis is None:
+            return table
+        return table * self.pair_emphasis[self.column_of][:, self.column_of] ** power
+
+    def _centred(self, table: Tensor) -> Tensor:
+        """C_a Y_ab C_b in each block of two columns a < b of a table (D, D), in place."""
+        for start, end in zip(self.offsets, self.offsets[1:], strict=False):
+            rows, columns = table[start:end, end:], table[:start, start:end]
+            rows -= rows.mean(0)
+            columns -= columns.mean(1, keepdim=True)
+        return table
 
     def read(self, vector: Tensor) -> MomentCounts:
         """The vector as estimates of counts; the part of the noise that no count can produce is taken out.
@@ -274,35 +299,28 @@ class MomentLayout:
             raise ValueError(f"the vector has shape {tuple(vector.shape)}; this layout needs ({self.size},)")
         vector = vector.double() / self.scale
         one_way, rest = vector[: self.width], vector[self.width :]
-        interactions, rest = self._read_panels(rest, with_label=True)
+        later, others = self._later(with_label=True), self._later(with_label=False)
+        pairs, rest = rest.tensor_split([int(later.sum())])
         found = torch.zeros(self.num_contrasts, self.width, self.width, dtype=torch.float64)
-        for k in range(self.num_contrasts):
-            found[k], rest = self._read_panels(rest, with_label=False)
-        return MomentCounts(one_way, interactions, found / LABEL_TRIPLE_WEIGHT)
+        for table, panel in zip(found, rest.view(self.num_contrasts, int(others.sum())), strict=True):
+            table.copy_(self._read_table(panel / LABEL_TRIPLE_WEIGHT, others))
+        return MomentCounts(one_way, self._read_table(pairs, later), found)
 
-    def _read_panels(self, rest: Tensor, *, with_label: bool) -> tuple[Tensor, Tensor]:
-        """The next (D, D) interactions and what follows them."""
-        found = torch.zeros(self.width, self.width, dtype=torch.float64)
-        for a, later in self._panels(with_label=with_label):
-            d, width = self.cardinalities[a], sum(self.cardinalities[b] for b in later)
-            panel, rest = rest[: d * width].view(d, width), rest[d * width :]
-            places = torch.isin(self.column_of, torch.tensor(later, dtype=torch.int64))
-            rows = torch.zeros(d, self.width, dtype=torch.float64)
-            rows[:, places] = panel / self._weights(a, later)
-            found[self.offsets[a] : self.offsets[a + 1], places] = self._centred(rows, later)
-        return found + found.T, rest
+    def _read_table(self, panel: Tensor, places: Tensor) -> Tensor:
+        """Interactions (D, D), symmetric, from those of them that stand in the vector."""
+        table = torch.zeros(self.width, self.width, dtype=torch.float64)
+        table.masked_scatter_(places, panel)
+        found = self._centred(self._emphasised(table, power=-1))
+        return found + found.T
 
     def write(self, counts: MomentCounts) -> Tensor:
         """The vector (size,) that `read` gives these counts for."""
-        parts = [counts.one_way]
-        for weight, symmetric in (
-            (1.0, counts.interactions),
-            *((LABEL_TRIPLE_WEIGHT, one) for one in counts.label_interactions),
-        ):
-            for a, later in self._panels(with_label=weight == 1.0):
-                places = torch.isin(self.column_of, torch.tensor(later, dtype=torch.int64))
-                rows = symmetric[self.offsets[a] : self.offsets[a + 1]]
-                parts.append((weight * rows[:, places] * self._weights(a, later)).flatten())
+        later, others = self._later(with_label=True), self._later(with_label=False)
+        parts = [counts.one_way, self._emphasised(counts.interactions).masked_select(later)]
+        parts += [
+            LABEL_TRIPLE_WEIGHT * self._emphasised(one).masked_select(others)
+            for one in counts.label_interactions
+        ]
         return torch.cat(parts) * self.scale
 
     @cached_property

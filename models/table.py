@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_BLOCK = 384
+
 
 @dataclass(frozen=True)
 class EncodedTable:
@@ -85,3 +87,17 @@ def one_hot(codes: Tensor, cardinalities: Sequence[int]) -> Tensor:
 def column_offsets(cardinalities: Sequence[int]) -> Tensor:
     """Where each column starts in a one-hot record, and the width last: (K + 1,) int64."""
     return torch.tensor([0, *cardinalities], dtype=torch.int64).cumsum(0)
+
+
+def column_blocks(cardinalities: Sequence[int]) -> list[tuple[int, int]]:
+    """One-hot places in blocks of whole columns: where each starts and ends.
+
+    Each has `_BLOCK` places or a few more, the last may be smaller: what is worked out of tables (D, D) block by block
+    of rows stays in the processor's cache, and the part below the diagonal can be left out.
+    """
+    offsets = column_offsets(cardinalities).tolist()
+    starts = [0]
+    for offset in offsets[1:-1]:
+        if offset - starts[-1] >= _BLOCK:
+            starts.append(offset)
+    return list(zip(starts, [*starts[1:], offsets[-1]], strict=True))

@@ -5,8 +5,9 @@ import torch
 
 from models.anchor import Anchor
 from models.generator import MixtureGenerator
-from models.mixture_objective import MixtureObjective, _blocks
+from models.mixture_objective import MixtureObjective
 from models.moments import MomentLayout
+from models.table import column_blocks
 
 NARROW = (4, 3, 6, 2, 5)
 WIDE = (2, 4, 8, 16, 24) * 18  # several blocks
@@ -81,9 +82,9 @@ def test_the_penalty_may_be_left_out():
 
 def test_blocks_hold_whole_columns_and_every_place_once():
     offsets = MomentLayout(WIDE).offsets
-    blocks = _blocks(offsets)
+    blocks = column_blocks(WIDE)
     assert len(blocks) > 2
     assert [start for start, _ in blocks] == [0, *(end for _, end in blocks[:-1])]
     assert blocks[-1][1] == offsets[-1]
     assert {start for start, _ in blocks} <= set(offsets)
-    assert _blocks((0, 4, 7)) == [(0, 7)]
+    assert column_blocks((4, 3)) == [(0, 7)]

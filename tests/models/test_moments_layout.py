@@ -179,3 +179,17 @@ def test_a_table_or_vector_of_another_schema_is_refused():
         layout.sum(table_of(random_codes(5, (3, 2))))
     with pytest.raises(ValueError, match="this layout needs"):
         layout.read(torch.zeros(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("label", [None, 0])
+def test_a_wide_table_is_summed_as_exactly_as_a_narrow_one(label):
+    wide = (2, 4, 8, 16, 24) * 20  # so wide that records are multiplied instead of counted
+    layout, codes = MomentLayout(wide, label), random_codes(300, wide)
+    norm = layout.sum(table_of(codes[:1])).norm()
+    assert norm == pytest.approx(layout.sensitivity, rel=1e-12)
+    vector = layout.sum(table_of(codes))
+    # The same records twice at every patient count one half each, and those are counted.
+    twice = layout.sum(table_of(codes.repeat_interleave(2, 0), list(range(0, 601, 2))))
+    torch.testing.assert_close(vector, twice, rtol=0, atol=1e-9)
+    centred = one_hot(codes, wide).double() - layout.centre
+    torch.testing.assert_close(layout.read(vector).interactions, centred.T @ centred * layout.between)
