@@ -186,7 +186,7 @@ def test_a_wide_table_is_summed_as_exactly_as_a_narrow_one(label):
     wide = (2, 4, 8, 16, 24) * 20  # so wide that records are multiplied instead of counted
     layout, codes = MomentLayout(wide, label), random_codes(300, wide)
     norm = layout.sum(table_of(codes[:1])).norm()
-    assert norm == pytest.approx(layout.sensitivity, rel=1e-12)
+    assert norm == pytest.approx(layout.sensitivity, rel=1e-11)  # of a million cells
     vector = layout.sum(table_of(codes))
     # The same records twice at every patient count one half each, and those are counted.
     twice = layout.sum(table_of(codes.repeat_interleave(2, 0), list(range(0, 601, 2))))
