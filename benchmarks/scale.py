@@ -25,6 +25,7 @@ from models.generator import MixtureGenerator
 from models.moments import MomentLayout
 from models.sampling import sample_cohort
 from models.schema import StudySchema
+from models.site_fit import site_moments
 from models.study import Study
 from models.table import EncodedTable
 from models.warm_start import warm_start
@@ -79,18 +80,25 @@ def sum_moments(num_columns: int, num_patients: int) -> None:
 
 
 def fit(num_columns: int, num_patients: int) -> None:
-    """The warm start from moments with the noise of four sites at epsilon 1."""
+    """The whole warm start from what four sites of 25,000 patients release at epsilon 1.
+
+    The choice of the penalty, whether by site, and the fit: what the coordinator does after a measurement.
+    """
     schema = wide_schema(num_columns)
     layout = MomentLayout.of(schema)
     codes = some_generator(schema, 20).sample_codes(100_000, generator=torch.Generator().manual_seed(0))
-    vector = layout.sum(EncodedTable(codes, torch.arange(100_001)))
-    std = 2 * 3.77 * layout.sensitivity
-    noisy = vector + std * torch.randn(layout.size, dtype=torch.float64)
+    std = 3.77 * layout.sensitivity
+    released = {
+        f"site {number}": layout.sum(EncodedTable(part, torch.arange(len(part) + 1)))
+        + std * torch.randn(layout.size, dtype=torch.float64)
+        for number, part in enumerate(codes.split(25_000))
+    }
     study = Study.from_dict(
         {"name": "scale", "privacy": {"epsilon": 1.0, "delta": 1e-5}, "table": schema.model_dump(mode="json")}
     )
     started = time.perf_counter()
-    warm_start(study, noisy, noise_std=std)
+    sites = site_moments(layout, released, [0.25] * 4, noise_std=std)
+    warm_start(study, torch.stack(list(released.values())).sum(0), noise_std=2 * std, sites=sites)
     fit.seconds = time.perf_counter() - started  # type: ignore[attr-defined]
 
 
