@@ -3,16 +3,20 @@
 Where each comes from; nothing here was read off the patients:
 
 - sex, ethnicity, `> 89`, Alive or Expired: the lists of the code book's page on the table `patient`
-  (eicu-crd.mit.edu/eicutables/patient), which are complete there.
+  (eicu-crd.mit.edu/eicutables/patient; the others beside it), which are complete there.
 - kind of unit: table 1 of the data descriptor names these eight for all 200,859 stays of the whole database. The code
   book's page has examples only, of which some ("Virtual ICU", "Test ICU") are no unit that patients lie in.
 - where from: the code book says that it is a list and gives examples. The groups here take any name: what is not
   among `ADMITTED_FROM` is `other`.
 - regions, and that a hospital may state none: the data descriptor, table 5.
 - the scale of comatose patients runs from 3 to 15 by its definition: eyes 1 to 4, speech 1 to 5, movement 1 to 6.
-- yes and no: a ventilator, dialysis, diabetes, elective surgery are 0 or 1. That -1 stands for a value that was not
-  taken is how the variables of the APACHE score are written; their two pages could not be read
-  whole when this was checked.
+- yes and no: the code book's pages on `apacheApsVar` (ventilator, dialysis: 0 also where nothing was recorded) and
+  `apachePredVar` (diabetes, elective surgery: 0 or 1). Where elective surgery alone is missing it counts as no, which is
+  this file's reading.
+- no score of coma where medicines kept a patient from being scored: its parts are then 0 by the page on `apacheApsVar`,
+  and nothing above 0 in the files.
+- a value that was not taken is NULL by that page and -1 in the files, as the page on `apachePredVar` has it for sex and
+  medicines. Both are read as missing.
 - bounds of vital signs and laboratory values are those a clinician would write down; values beyond are clipped.
 
 References:
@@ -97,7 +101,7 @@ def read_eicu(folder: Path) -> tuple[StudySchema, pd.DataFrame]:
     table["gcs"] = coma.sum(axis=1).where((coma > 0).all(axis=1))
     for name in (*LINEAR, *LOGARITHMIC):
         if name not in table:
-            table[name] = stays[name].where(stays[name] != -1)  # the code book's mark of a missing value
+            table[name] = stays[name].where(stays[name] != -1)  # in the files, where the code book says NULL
     for name in ("vent", "dialysis", "diabetes"):
         table[name] = stays[name].map({0: "0", 1: "1"})
     recorded = stays["diabetes"].notna()
