@@ -11,8 +11,8 @@ Where each comes from; nothing here was read off the patients:
 - regions, and that a hospital may state none: the data descriptor, table 5.
 - the scale of comatose patients runs from 3 to 15 by its definition: eyes 1 to 4, speech 1 to 5, movement 1 to 6.
 - yes and no: the code book's pages on `apacheApsVar` (ventilator, dialysis: 0 also where nothing was recorded) and
-  `apachePredVar` (diabetes, elective surgery: 0 or 1). Where elective surgery alone is missing it counts as no, which is
-  this file's reading.
+  `apachePredVar` (diabetes, elective surgery: 0 or 1). Where elective surgery alone is missing it counts as no, which
+  is this file's reading.
 - no score of coma where medicines kept a patient from being scored: its parts are then 0 by the page on `apacheApsVar`,
   and nothing above 0 in the files.
 - a value that was not taken is NULL by that page and -1 in the files, as the page on `apachePredVar` has it for sex and
