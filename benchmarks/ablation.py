@@ -3,9 +3,8 @@
     python benchmarks/ablation.py --data DIR --dataset adult --epsilon 1 3 10 --sites 1 2 4 8 --seeds 2 --json FILE
 
 Trains through the product's own code, each site's noise added at the site, and judges by the tables' metric. The
-release is the round that the product proposes: the one that fits the noisy moments best. "Last round" is, of the same
-run, what the last refinement made, whether the product would have proposed it or not. What is in FILE already is kept,
-and the run goes on from there.
+release is what the product proposes after the paid comparison. "Warm start" and "refined" are, of the same run, what
+the comparison was between. What is in FILE already is kept, and the run goes on from there.
 """
 
 from __future__ import annotations
@@ -28,45 +27,33 @@ from rich.table import Table
 from tabular import FIGURES, judge, make_study, references, synthesise
 from tabular_data import LOADERS, BenchmarkData, data_folder, load
 
+from models.study import RefineSettings
 from server import releases, round_records, runs
 
 PARITY = "parity"
-ROUNDS = 8
-# Fakes as many as patients are expected in a step of a site with `patients`; see `settings_of`.
-REFINE = {
-    "rounds": ROUNDS,
-    "generator_steps": 25,
-    "discriminator_steps": 4,
-    "sample_rate": 0.02,
-    "discriminator_learning_rate": 2e-3,
-    "hidden_width": 128,
-}
-ALONE_SHARE, ALONE_ANCHOR = 0.05, 1.0
+ALONE_SHARE = 0.05
 VARIANTS = {
     "warm start alone": 1.0,
     "refining alone": ALONE_SHARE,
     "both, half measured": 0.5,
     "both, 0.8 measured": 0.8,
 }
-LAST = ", last round"
+BEFORE, AFTER = ": its warm start", ": refined"
 
 
 def settings_of(share: float, patients: int, extra: list[str]) -> list[str]:
     """The study's settings where the measurement has this share and a site about so many patients."""
     if share == 1:
         return []
-    batch = max(32, round(patients * REFINE["sample_rate"]))
-    settings = {**REFINE, "nominal_batch_size": batch, "num_fakes": batch}
-    if share == ALONE_SHARE:
-        settings["anchor_weight"] = ALONE_ANCHOR
-    chosen = [f"refine.{name}={json.dumps(value)}" for name, value in settings.items()]
-    return [f"measure.budget_share={share}", *chosen, *extra]
+    batch = max(32, round(patients * RefineSettings().sample_rate))
+    chosen = ["rounds=2", f"nominal_batch_size={batch}", f"num_fakes={batch}"]
+    return [f"measure.budget_share={share}", *(f"refine.{one}" for one in chosen), *extra]
 
 
 def one_run(
     data: BenchmarkData, epsilon: float, num_sites: int, share: float, *, seed: int, extra: list[str]
 ) -> dict[str, dict[str, float]]:
-    """Figures of the release, and of the last round where there was a refinement, by what is added to the name."""
+    """Figures of the release, and of what the comparison was between if there was one, by what is added to the name."""
     tables = data.split(num_sites, seed=seed)
     changes = settings_of(share, len(tables[0]), extra)
     study = make_study(data, epsilon=epsilon, delta=1e-5, changes=changes)
@@ -84,18 +71,14 @@ def one_run(
         made = {"": lab.train(study).table}
         seconds = time.perf_counter() - started
         run = runs.list_runs(lab.store)[0]
-        if study.refine.rounds:
-            last = study.num_rounds
-            made[LAST] = lab.generator(study, run.id, last).table
         release = releases.release_of_run(lab.store, run.id)
         assert release is not None
-        proposed = {
-            "round": float(release.round),
-            **{
-                f"misfit_{number}": round_records.get_round(lab.store, run.id, number).scores["misfit"]
-                for number in (1, study.num_rounds)
-            },
-        }
+        proposed = {"round": float(release.round)}
+        if study.refine.rounds:
+            made[BEFORE] = lab.generator(study, run.id, study.measure.exchanges).table
+            made[AFTER] = lab.generator(study, run.id, study.num_rounds - 1).table
+            compared = round_records.get_round(lab.store, run.id, study.num_rounds).scores
+            proposed["gain"] = compared["gain"] / compared["gain_noise"]
         lab.store.close()
     found = {}
     for name, generator in made.items():
@@ -107,7 +90,7 @@ def one_run(
 def show(rows: dict[str, list[dict[str, float]]], title: str, console: Console) -> None:
     """The table, with the spread over seeds where there are several."""
     table = Table(title=title)
-    for name in ("epsilon, sites, what", *FIGURES.values(), "proposed round", "misfit"):
+    for name in ("epsilon, sites, what", *FIGURES.values(), "proposed round", "gain / its noise"):
         table.add_column(name, justify="left" if name.startswith("epsilon") else "right")
     for name, results in rows.items():
         cells = []
@@ -115,13 +98,9 @@ def show(rows: dict[str, list[dict[str, float]]], title: str, console: Console) 
             values = [result[figure] for result in results]
             spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.4f}{spread}")
-        told = [f"{result['round']:.0f}" for result in results if "round" in result]
-        ends = [
-            f"{result[max(k for k in result if k.startswith('misfit'))]:.2f}"
-            for result in results
-            if "round" in result
-        ]
-        table.add_row(name, *cells, ", ".join(told), ", ".join(ends))
+        told = ", ".join(f"{result['round']:.0f}" for result in results if "round" in result)
+        gains = ", ".join(f"{result['gain']:.1f}" for result in results if "gain" in result)
+        table.add_row(name, *cells, told, gains)
     console.print(table)
 
 

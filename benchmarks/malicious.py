@@ -42,10 +42,8 @@ HOSTILE = "site-4"
 REFINE = (
     "measure.budget_share=0.8",
     "refine.rounds=2",
-    "refine.generator_steps=10",
-    "refine.discriminator_steps=2",
+    "refine.steps=400",
     "refine.sample_rate=0.03",
-    "refine.generator_learning_rate=0.002",
 )
 
 

@@ -44,7 +44,7 @@ TARGET = 0.20
 ADULT_REFINE = (
     "measure.budget_share=0.8",
     "refine.rounds=2",
-    "refine.generator_steps=40",
+    "refine.steps=160",
     "refine.sample_rate=0.03",
 )
 

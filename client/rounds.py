@@ -39,12 +39,14 @@ from client.patients import LoadedPatients, PatientDraws, PatientTables
 from client.policy import PolicyError, load_policy
 from client.state import LostReplyError, SiteState
 from client.witness import Witness
+from models.comparison import GAIN, compared, gain
 from models.discriminator import Discriminator
 from models.exchange import Refusal, RoundReply, RoundRequest
 from models.faults import TableFaultsError
+from models.generator import MixtureGenerator
 from models.measurement import Measurement
 from models.parts import PartsLackingError
-from models.refinement import PerRecordLoss, refine_generator
+from models.refinement import PerRecordLoss, judge_records
 from models.table import EncodedTable
 from privacy.dpsgd import DiscriminatorTrainer
 from privacy.events import MechanismEvent
@@ -229,6 +231,8 @@ class SiteRounds:
         if request.kind == "refine":
             return partial(self._refine, request)
         try:
+            if request.kind == "compare":
+                return partial(self._compare, request, *compared(request.study, request.arrays))
             measurement = Measurement.of(request.study, request.arrays)
         except ValueError as error:
             raise RefusedError("request", str(error)) from error
@@ -265,7 +269,7 @@ class SiteRounds:
             max_grad_norm=settings.max_grad_norm,
             nominal_batch_size=settings.nominal_batch_size,
             physical_batch_size=PHYSICAL_BATCH_SIZE,
-            authorised_steps=settings.steps_per_round,
+            authorised_steps=settings.steps,
             noise=self._noise,
         )
         patients = PatientDraws(table, study.table.cardinalities, self._noise)
@@ -274,9 +278,23 @@ class SiteRounds:
             self._interruption.check()
             trainer.step(patients, fakes, real_loss, fake_loss)
 
-        update = refine_generator(study, request.arrays, discriminator, dp_step=dp_step)
+        judgements = judge_records(
+            study, request.arrays, discriminator, round_number=request.round, dp_step=dp_step
+        )
         self._state.keep_discriminator(request.run, request.round, discriminator.state_dict())
-        return update
+        return judgements
+
+    def _compare(
+        self, request: RoundRequest, before: MixtureGenerator, after: MixtureGenerator, table: EncodedTable
+    ) -> dict[str, Tensor]:
+        mechanism = MechanismEvent.from_dict(request.study.mechanism("compare"))
+        noisy = release_sum(
+            gain(before, after, table),
+            max_norm=mechanism.max_grad_norm,
+            noise_multiplier=mechanism.noise_multiplier,
+            noise=self._noise,
+        )
+        return {GAIN: noisy}
 
     def _sign(
         self,

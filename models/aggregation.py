@@ -2,7 +2,7 @@
 
 A rule looks at each coordinate alone. It orders the sites' values and averages those that lie in a central band of
 the sites' weight; what is outside the band counts as nothing, however far away it is. The weights are public: equal
-for generator updates, and for moments each site's noisy number of patients, with a cap on one site's share.
+for judgements and comparisons, and for moments each site's noisy number of patients, with a cap on one site's share.
 
 Guarantee (`median`, `trimmed-mean`): as long as no more than `max_faulty_sites` sites lie, every coordinate of the
 outcome lies within the honest sites' values. It bounds a lie and does not undo it: with four sites a liar still
@@ -16,7 +16,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,32 +104,23 @@ def _trimmed(shares: Tensor, settings: FederationSettings) -> float:
     return liars if settings.aggregation == "trimmed-mean" else max(liars, 0.5 - 0.5 / len(shares))
 
 
-def aggregate(
-    base: Mapping[str, Tensor], updates: Sequence[Mapping[str, Tensor]], settings: FederationSettings
-) -> dict[str, Tensor]:
-    """The next shared generator: the base plus the sites' updates as one, each site with the same weight.
+def combine_equally(values: Sequence[Tensor], settings: FederationSettings) -> Tensor:
+    """The sites' judgements, or what they say in a comparison, as one: each site with the same weight.
 
     Args:
-        base: the generator that the round started from.
-        updates: of the accepted sites, at least one, with the base's names and shapes.
+        values: (N,) of each accepted site, at least one.
         settings: which rule.
 
+    Returns:
+        (N,) float64.
+
     Raises:
-        ValueError: there is no update, one does not match the base, or there are too few for the rule.
+        ValueError: there is none, or there are too few for the rule.
     """
-    if not updates:
-        raise ValueError("there is no update to aggregate")
-    for update in updates:
-        if {name: array.shape for name, array in update.items()} != {
-            name: array.shape for name, array in base.items()
-        }:
-            raise ValueError("an update's names or shapes differ from the generator's")
-    shares = torch.full((len(updates),), 1 / len(updates), dtype=torch.float64)
-    following = {}
-    for name, array in base.items():
-        stacked = torch.stack([update[name].flatten() for update in updates])
-        following[name] = array + combine(stacked, shares, settings).view(array.shape).to(array.dtype)
-    return following
+    if not values:
+        raise ValueError("there is no site's reply to combine")
+    shares = torch.full((len(values),), 1 / len(values), dtype=torch.float64)
+    return combine(torch.stack(list(values)), shares, settings)
 
 
 def combine_moments(

@@ -25,7 +25,7 @@ from models.parts import PartsError, PartsLackingError, PartStore, pack, unpack
 from models.study import Study
 from models.weights import SealedArrays, decode_arrays, seal
 
-MessageKind = Literal["quote", "measure", "refine", "witness"]
+MessageKind = Literal["quote", "measure", "refine", "compare", "witness"]
 EMPTY_DIGEST = digest_of(b"")
 
 # How Flower carries a message: one record of this name with the bytes `body` and `arrays`, under this type.
@@ -35,6 +35,7 @@ MESSAGE_TYPES: Mapping[str, str] = {
     "witness": "query.witness",
     "measure": "train.measure",
     "refine": "train.refine",
+    "compare": "train.compare",
 }
 APP_REFUSED_CODE = 100  # a site's error code for an app that its policy does not allow
 
@@ -57,7 +58,7 @@ class RoundRequest:
         round: from 1; for a quote the round it would start with.
         nonce: unpredictable, different in every request that is not a retry.
         study: the whole definition, so that a site needs no other source for what it agreed to.
-        arrays: generator weights and the anchor's moments; empty but for `refine`.
+        arrays: what the round starts from: a later measurement's emphasis, the generator, or the two to compare.
         checkpoint: the ledger's newest checkpoint for the site to witness: `note`, the text; `since`, the size
             that the site witnessed last; `proof`, the consistency proof between the two in hexadecimal;
             `rotations`, the envelopes by which the coordinator's key was replaced, oldest first.

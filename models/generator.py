@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from models.table import column_offsets
+from models.table import column_offsets, one_hot
 
 
 class GeneratorError(ValueError):
@@ -104,23 +104,13 @@ class MixtureGenerator(nn.Module):
             self.probabilities().double(), self.weights().double(), self.cardinalities, n, generator=generator
         )
 
-    def hard_samples(self, n: int, tau: float, *, generator: torch.Generator | None = None) -> Tensor:
-        """One-hot records (n, D) whose gradient flows to the drawn components' logits (straight-through).
-
-        References:
-            Jang, Gu, Poole: Categorical Reparameterization with Gumbel-Softmax, ICLR 2017, section 2.2.
-        """
-        with torch.no_grad():
-            component = torch.multinomial(self.weights(), n, replacement=True, generator=generator)
-            uniform = torch.rand(n, self.logits.shape[1], generator=generator).clamp_(1e-20, 1 - 1e-7)
-            gumbel = -torch.log(-torch.log(uniform))
-        noisy = self.logits[component] + gumbel
-        parts = []
-        for part in noisy.split(self.cardinalities, 1):
-            soft = (part / tau).softmax(1)
-            hard = torch.zeros_like(soft).scatter_(1, part.argmax(1, keepdim=True), 1.0)
-            parts.append(hard + soft - soft.detach())
-        return torch.cat(parts, 1)
+    @torch.no_grad()
+    def log_likelihood(self, codes: Tensor) -> Tensor:
+        """Natural logarithm of each record's probability, (N, K) int64 codes to (N,) float32."""
+        logs = torch.cat([part.log_softmax(1) for part in self.logits.split(self.cardinalities, 1)], 1)
+        return (one_hot(codes, self.cardinalities) @ logs.T + self.component_logits.log_softmax(0)).logsumexp(
+            1
+        )
 
 
 def draw_codes(

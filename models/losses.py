@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 
 
 def softplus_of_minus(logits: Tensor) -> Tensor:
-    """-log sigmoid(D), one per record: the discriminator's on patients, the generator's on its own records."""
+    """-log sigmoid(D), one per record: the discriminator's on patients."""
     return softplus(-logits)
 
 
@@ -22,4 +22,3 @@ def softplus_of(logits: Tensor) -> Tensor:
 
 real_loss = softplus_of_minus
 fake_loss = softplus_of
-generator_loss = softplus_of_minus

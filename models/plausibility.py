@@ -19,15 +19,14 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from models.anchor import estimated_patients
 from models.moments import LABEL_TRIPLE_WEIGHT, MomentLayout
-from models.refinement import largest_move
-from models.study import Study
+from models.refinement import LOGIT_BOUND
 
 FALSE_ALARM = 1e-7
 """Probability, at most, that an honest site's moments fail a check."""
@@ -161,21 +160,17 @@ def _smallest_count(layout: MomentLayout, vector: Tensor) -> tuple[float, int]:
     return float(torch.stack(smallest).min()), cells
 
 
-def check_refinement(study: Study, update: Mapping[str, Tensor]) -> None:
-    """Check that a generator's update can come out of one round of the study's refine phase.
+def check_judgements(logits: Tensor) -> None:
+    """Check that judgements can come out of a round of the refine phase.
 
     Args:
-        study: its settings.
-        update: finite arrays.
+        logits: (num_judged,) finite.
 
     Raises:
-        ImplausibleError: a coordinate moved further than the round's steps reach, or none moved at all.
+        ImplausibleError: one is beyond what a site sends, or they are all alike.
     """
-    bound = largest_move(study.refine)
-    moved = max((float(array.abs().max()) for array in update.values() if array.numel()), default=0.0)
-    if moved > bound:
-        raise ImplausibleError(
-            f"a coordinate moved by {moved:.3g}; the round's {study.refine.generator_steps} steps reach {bound:.3g}"
-        )
-    if moved == 0:
-        raise ImplausibleError("the update is zero in every coordinate: no step was taken")
+    largest = float(logits.abs().max())
+    if largest > LOGIT_BOUND:
+        raise ImplausibleError(f"a record is judged {largest:.3g}; a site sends {LOGIT_BOUND:g} at most")
+    if bool((logits == logits[0]).all()):
+        raise ImplausibleError("all records are judged alike: no step was taken")

@@ -19,6 +19,12 @@ from models.schema import StudySchema
 IMAGES = "[images]"  # stands among a study's inputs for its pictures; no column has this name
 
 
+Phase = Literal["measure", "refine", "compare"]
+
+GAIN_BOUND = 2.0
+"""Nats: what one patient says for or against a refined generator, at most (`models.comparison`)."""
+
+
 class StudyError(ValueError):
     """A study definition that cannot be used; the message names each field and what it needs."""
 
@@ -74,37 +80,34 @@ class WarmStartSettings(Frozen):
 
 
 class RefineSettings(Frozen):
-    """Phase 3: the anchored GAN, in rounds.
+    """Phase 3: the anchored GAN, in rounds, and then one comparison of what they made with what they started from.
 
     Attributes:
-        rounds: exchanges with the sites; 0 leaves the phase out.
-        generator_steps: generator updates per round, each after `discriminator_steps` DP-SGD steps.
+        rounds: exchanges with the sites; 0 leaves the phase out, and the comparison with it.
+        steps: DP-SGD steps of a site's discriminator in one round.
         sample_rate: public Poisson probability of a patient per DP-SGD step.
         nominal_batch_size: public divisor of the summed clipped gradients; never the true batch size.
         num_fakes: public number of generated records per step.
         max_grad_norm: clip of one patient's gradient, L2.
-        anchor_weight: weight of the measured moments in the generator's loss.
-        noise_multiplier: filled in by calibration when the study is registered.
+        hidden_width: units of each of the discriminator's two hidden layers.
+        num_judged: generated records that each site's discriminator judges after its steps.
+        power: of the density ratio that the judgements tell of; below 1, since a discriminator is too sure.
+        compare_noise: noise multiplier of the comparison, over that of the measurement.
+        noise_multiplier: of the discriminators' steps; filled in by calibration when the study is registered.
     """
 
     rounds: int = Field(default=0, ge=0, le=10_000)
-    generator_steps: int = Field(default=20, ge=1)
-    discriminator_steps: int = Field(default=4, ge=1)
-    sample_rate: float = Field(default=0.05, gt=0, le=1)
+    steps: int = Field(default=800, ge=1)
+    sample_rate: float = Field(default=0.02, gt=0, le=1)
     nominal_batch_size: int = Field(default=256, ge=1)
     num_fakes: int = Field(default=256, ge=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    hidden_width: int = Field(default=256, ge=1)
-    discriminator_learning_rate: float = Field(default=1e-3, gt=0)
-    generator_learning_rate: float = Field(default=1e-2, gt=0)
-    temperature: float = Field(default=0.5, gt=0)
-    anchor_weight: float = Field(default=20.0, ge=0)
+    hidden_width: int = Field(default=128, ge=1)
+    discriminator_learning_rate: float = Field(default=5e-3, gt=0)
+    num_judged: int = Field(default=200_000, ge=1_000, le=1_000_000)
+    power: float = Field(default=0.5, gt=0, le=1)
+    compare_noise: float = Field(default=4.0, ge=1, le=100)
     noise_multiplier: float | None = Field(default=None, gt=0)
-
-    @property
-    def steps_per_round(self) -> int:
-        """DP-SGD steps in one round at one site."""
-        return self.generator_steps * self.discriminator_steps
 
 
 class FederationSettings(Frozen):
@@ -117,7 +120,6 @@ class FederationSettings(Frozen):
             again as the quorum took, where that is longer, and never more than the deadline.
         late_join: whether a site of which no measurement counts may take part in refine rounds; its own budget
             pays for those alone.
-        max_update_norm: bound on the L2 norm of one site's generator update; beyond it is dropped.
         aggregation: how the sites' replies become one. `mean` believes every reply that passes its checks;
             `median` and `trimmed-mean` bound what `max_faulty_sites` lying sites can do, at the cost of more noise.
         max_faulty_sites: what the robust rules withstand; the trimmed mean leaves out so many at each end.
@@ -129,7 +131,6 @@ class FederationSettings(Frozen):
     round_deadline_seconds: float = Field(default=300.0, gt=0)
     grace_seconds: float = Field(default=30.0, ge=0)
     late_join: bool = True
-    max_update_norm: float = Field(default=1000.0, gt=0)
     aggregation: Literal["mean", "median", "trimmed-mean"] = "mean"
     max_faulty_sites: int = Field(default=1, ge=1)
     max_site_share: float = Field(default=0.5, gt=0, le=1)
@@ -177,8 +178,8 @@ class Study(Frozen):
 
     @property
     def num_rounds(self) -> int:
-        """Rounds of a run: the measurements and the refinements."""
-        return self.measure.exchanges + self.refine.rounds
+        """Rounds of a run: the measurements, the refinements, and the comparison that ends these."""
+        return self.measure.exchanges + self.refine.rounds + (self.refine.rounds > 0)
 
     @property
     def modality(self) -> Literal["table", "table and image"]:
@@ -201,39 +202,40 @@ class Study(Frozen):
         share = 1.0 if self.image is None else self.measure.table_share
         return math.sqrt(columns * (columns + 1) / 2 / share)
 
-    def phase_of(self, round_number: int) -> Literal["measure", "refine"]:
+    def phase_of(self, round_number: int) -> Phase:
         """Which phase a round (from 1) belongs to."""
         if not 1 <= round_number <= self.num_rounds:
             raise ValueError(
                 f"round is {round_number}; study {self.name!r} has rounds 1 to {self.num_rounds}"
             )
-        return "measure" if round_number <= self.measure.exchanges else "refine"
+        if round_number <= self.measure.exchanges:
+            return "measure"
+        return "refine" if round_number <= self.measure.exchanges + self.refine.rounds else "compare"
 
-    def mechanism(self, phase: Literal["measure", "refine"]) -> dict[str, Any]:
+    def mechanism(self, phase: Phase) -> dict[str, Any]:
         """What one round of a phase runs at a site, in the wire form of `privacy.events.MechanismEvent`.
 
-        The noise multiplier is 1 as a placeholder until calibration has filled it in.
+        Until calibration has filled it in, the noise multiplier is 1 as a placeholder, and `refine.compare_noise` times
+        that in a comparison.
         """
-        if phase == "measure":
-            kind, settings = "gaussian", (self.measure.noise_multiplier, 1.0, 1, self.sensitivity)
-        else:
-            kind, settings = (
-                "subsampled_gaussian",
-                (
-                    self.refine.noise_multiplier,
-                    self.refine.sample_rate,
-                    self.refine.steps_per_round,
-                    self.refine.max_grad_norm,
-                ),
-            )
-        noise_multiplier, sample_rate, steps, max_grad_norm = settings
+        refine, measured = self.refine, self.measure.noise_multiplier or 1.0
+        noise_multiplier, sample_rate, steps, max_norm = {
+            "measure": (measured, 1.0, 1, self.sensitivity),
+            "refine": (
+                refine.noise_multiplier or 1.0,
+                refine.sample_rate,
+                refine.steps,
+                refine.max_grad_norm,
+            ),
+            "compare": (refine.compare_noise * measured, 1.0, 1, GAIN_BOUND),
+        }[phase]
         return {
             "phase": phase,
-            "kind": kind,
-            "noise_multiplier": repr(float(noise_multiplier or 1.0)),
+            "kind": "subsampled_gaussian" if phase == "refine" else "gaussian",
+            "noise_multiplier": repr(float(noise_multiplier)),
             "sample_rate": repr(float(sample_rate)),
             "steps": steps,
-            "max_grad_norm": repr(float(max_grad_norm)),
+            "max_grad_norm": repr(float(max_norm)),
         }
 
     @property

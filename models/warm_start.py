@@ -15,7 +15,7 @@ from models.anchor import Anchor, AnchorError
 from models.generator import MixtureGenerator
 from models.mixture_fit import FitPlan, Progress, choose_shrinkage, fit_mixture, plan_fit
 from models.moments import MomentLayout
-from models.refinement import scores_of
+from models.scores import scores_of
 from models.site_fit import SiteMoments, better_by_site, fit_by_site, sites_differ
 from models.study import Study
 
@@ -42,7 +42,7 @@ class WarmStart:
         return self.fitted_to.to_tensor()
 
     def scores(self) -> dict[str, float]:
-        """Fit on the noisy moments; see `models.refinement.score`."""
+        """Fit on the noisy moments; see `models.scores.score`."""
         return scores_of(self.generator.first_columns(self.fitted_to.layout.num_columns), self.fitted_to)
 
 

@@ -102,11 +102,13 @@ def calibrate_phases(
     measure: Sequence[MechanismEvent],
     refine: Sequence[MechanismEvent],
     measure_share: float,
+    compare: Sequence[MechanismEvent] = (),
 ) -> CalibratedPlan:
     """Noise for the measure phase and for the refine rounds, accounted as one composition.
 
-    All exchanges of the measure phase together cost `measure_share * budget.epsilon` (all of the budget if nothing is
-    refined); the refine rounds get what one composition of everything leaves, which is more than `1 - measure_share`.
+    All exchanges of the measure phase and the comparison together cost `measure_share * budget.epsilon` (all of the
+    budget if nothing is refined); the refine rounds get what one composition of everything leaves, which is more than
+    `1 - measure_share`.
 
     Guarantees: `plan.spend.epsilon <= budget.epsilon`, and at most `TIGHTNESS` of it is left.
 
@@ -115,6 +117,7 @@ def calibrate_phases(
         measure: the exchanges' events; their noise multipliers are placeholders, and all get the same one.
         refine: the refine rounds' events; their noise multipliers are placeholders, and all get the same one.
         measure_share: in (0, 1); ignored unless both phases are there.
+        compare: events of a comparison; their noise multipliers say how many times a measurement's noise they get.
 
     Raises:
         ValueError: there is no event at all, or measure_share is out of its range.
@@ -130,11 +133,14 @@ def calibrate_phases(
     measure_noise = refine_noise = None
     if measure:
         share = measure_share if refine else 1.0
+
+        def measured(sigma: float) -> tuple[MechanismEvent, ...]:
+            return (*_at(sigma, measure), *(_times(sigma, event) for event in compare))
+
         measure_noise = calibrate(
-            lambda sigma: _at(sigma, measure),
-            budget=PrivacyBudget(epsilon=budget.epsilon * share, delta=budget.delta),
+            measured, budget=PrivacyBudget(epsilon=budget.epsilon * share, delta=budget.delta)
         )
-        first = _at(measure_noise, measure)
+        first = measured(measure_noise)
     events = first
     if refine:
 
@@ -153,6 +159,10 @@ def calibrate_phases(
 
 def _at(noise_multiplier: float, events: Sequence[MechanismEvent]) -> tuple[MechanismEvent, ...]:
     return tuple(replace(event, noise_multiplier=noise_multiplier) for event in events)
+
+
+def _times(noise_multiplier: float, event: MechanismEvent) -> MechanismEvent:
+    return replace(event, noise_multiplier=noise_multiplier * event.noise_multiplier)
 
 
 def _bracket(fits: Callable[[float], bool]) -> tuple[float, float]:

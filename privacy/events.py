@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 EventKind = Literal["gaussian", "subsampled_gaussian"]
-Phase = Literal["measure", "refine"]
+Phase = Literal["measure", "refine", "compare"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.exchange import RoundReply, RoundRequest
 from models.measurement import Measurement
-from models.plausibility import ImplausibleError, check_moments, check_refinement
+from models.plausibility import ImplausibleError, check_judgements, check_moments
 from privacy.canonical import digest
 from privacy.events import MechanismEvent
 from privacy.receipt import Receipt, ReceiptError, open_receipt
@@ -83,8 +83,7 @@ def check_update(
                 sensitivity=measurement.sensitivity,
             )
         if request.kind == "refine":
-            _check_norm(reply.arrays, study.federation.max_update_norm)
-            check_refinement(study, reply.arrays)
+            check_judgements(reply.arrays["logits"])
     except ImplausibleError as error:
         raise ReplyRejectedError(str(error)) from error
 
@@ -151,9 +150,3 @@ def _check_arrays(arrays: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
         _same(f"dtype of {name}", found.dtype, wanted.dtype)
         if not bool(torch.isfinite(found).all()):
             raise ReplyRejectedError(f"{name} holds a value that is not finite")
-
-
-def _check_norm(arrays: Mapping[str, Tensor], bound: float) -> None:
-    norm = sum(float(array.double().square().sum()) for array in arrays.values()) ** 0.5
-    if norm > bound:
-        raise ReplyRejectedError(f"the update's norm is {norm:.3g}, beyond the study's bound {bound:.3g}")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
+from models.study import Phase
 from privacy.ledger import Aggregated, Body, Receipted, Refused
 from privacy.receipt import receipt_digest
 from server import ledger_store
@@ -80,7 +81,7 @@ def record_round(
     *,
     run_id: str,
     round: int,
-    phase: Literal["measure", "refine"],
+    phase: Phase,
     base_digest: str,
     next_base_digest: str,
     arrays: Mapping[str, bytes],

@@ -1,4 +1,4 @@
-"""The round loop: measure, warm-start, refine, release. One transaction a round; resumes from the last one.
+"""The round loop: measure, warm-start, refine, compare, release. One transaction a round; resumes from the last one.
 
 A study may measure in several exchanges; each is followed by a fit to all that was measured so far, and the next looks
 more closely at what that found (`models.emphasis`, `models.image_lens`).
@@ -13,20 +13,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from models.aggregation import aggregate, combine_moments
+from models.aggregation import combine_equally, combine_moments
 from models.anchor import AnchorError
+from models.comparison import GAIN, base_of_comparison, is_better
 from models.digests import digest_of
+from models.generator import MixtureGenerator
 from models.measurement import Measurement, base_of
-from models.refinement import score
+from models.reweighting import refined_generator
+from models.scores import score
 from models.site_fit import SiteMoments, site_moments
-from models.study import Study
+from models.study import Phase, Study
 from models.study_generator import base_of_next_exchange, fit_study
 from models.weights import decode_arrays, encode_arrays
+from privacy.events import MechanismEvent
 from server import round_records, runs, studies
 from server.federation import Federation
 from server.releases import Release
@@ -102,12 +105,12 @@ class RoundLoop:
         for number in range(done + 1, self._study.num_rounds + 1):
             self._progress.check()
             self._sites.call_roll(number)
-            if self._study.phase_of(number) == "measure":
-                self._measure(number)
-            else:
-                self._refine(number)
-        refined = self._study.refine.rounds > 0
-        self._progress.report("refine" if refined else "warm-start", self._study.num_rounds)
+            {"measure": self._measure, "refine": self._refine, "compare": self._compare}[
+                self._study.phase_of(number)
+            ](number)
+        self._progress.report(
+            "compare" if self._study.refine.rounds else "warm-start", self._study.num_rounds
+        )
         self._sites.gather_witnesses()  # of the last round, before the run counts as completed
         release = self._release()
         self._sites.gather_witnesses()  # and of the release itself
@@ -173,19 +176,53 @@ class RoundLoop:
         base, anchor = self._kept("generator"), self._kept("anchor")
         self._progress.report("refine", number - 1)
         started = time.monotonic()
-        finished = self._sites.ask(number, "refine", {**base, **anchor}, base)
+        expected = {"logits": torch.zeros(self._study.refine.num_judged)}
+        finished = self._sites.ask(number, "refine", base, expected)
         answered = time.monotonic()
-        updates = [reply.arrays for reply in finished.accepted.values()]
-        generator = aggregate(base, updates, self._study.federation)
-        scores = score(self._study, generator, anchor)
+        judged = [reply.arrays["logits"] for reply in finished.accepted.values()]
+        generator = refined_generator(
+            self._study,
+            MixtureGenerator.from_arrays(base, self._study.table.cardinalities),
+            combine_equally(judged, self._study.federation),
+            round_number=number,
+        )
+        scores = score(self._study, generator.to_arrays(), anchor)
         self._log_work(number, answered)
-        self._record(finished, "refine", generator, anchor, scores, started)
+        self._record(finished, "refine", generator.to_arrays(), anchor, scores, started)
 
-    def _kept(self, name: str) -> dict[str, Tensor]:
-        """Arrays of the round before."""
-        last = round_records.last_round(self._store, self._run.id)
-        assert last is not None
-        return decode_arrays(self._store.load(last.arrays[name]))
+    def _compare(self, number: int) -> None:
+        """Ask the sites whether what the refinement made is better than what it started from; keep the better."""
+        before, after = self._kept("generator", self._study.measure.exchanges), self._kept("generator")
+        anchor = self._kept("anchor")
+        self._progress.report("compare", number - 1)
+        started = time.monotonic()
+        expected = {GAIN: torch.zeros(1, dtype=torch.float64)}
+        finished = self._sites.ask(number, "compare", base_of_comparison(before, after), expected)
+        gains = [reply.arrays[GAIN] for reply in finished.accepted.values()]
+        mechanism = MechanismEvent.from_dict(self._study.mechanism("compare"))
+        # Of a mean; no robust rule's outcome has more noise than one site's.
+        noise_std = mechanism.noise_multiplier * mechanism.max_grad_norm
+        if self._study.federation.aggregation == "mean":
+            noise_std /= len(gains) ** 0.5
+        gain = float(combine_equally(gains, self._study.federation))
+        better = is_better(gain, noise_std=noise_std)
+        self._progress.say(
+            f"the patients speak for the {'refined generator' if better else 'warm start'}: its gain is {gain:.1f} "
+            f"nats a site, with a noise of standard deviation {noise_std:.1f}"
+        )
+        kept = after if better else before
+        scores = {**score(self._study, kept, anchor), "gain": gain, "gain_noise": noise_std}
+        self._record(finished, "compare", kept, anchor, scores, started)
+
+    def _kept(self, name: str, round: int | None = None) -> dict[str, Tensor]:
+        """Arrays of a round; of the last one if None."""
+        recorded = (
+            round_records.last_round(self._store, self._run.id)
+            if round is None
+            else round_records.get_round(self._store, self._run.id, round)
+        )
+        assert recorded is not None
+        return decode_arrays(self._store.load(recorded.arrays[name]))
 
     def _log_work(self, number: int, since: float) -> None:
         """For whoever asks where a round's time goes (benchmarks/round_share.py)."""
@@ -194,7 +231,7 @@ class RoundLoop:
     def _record(
         self,
         finished: RoundInProgress,
-        phase: Literal["measure", "refine"],
+        phase: Phase,
         generator: Mapping[str, Tensor],
         anchor: Mapping[str, Tensor],
         scores: Mapping[str, float],
@@ -202,34 +239,41 @@ class RoundLoop:
     ) -> None:
         """One transaction: round, spends, ledger entries, checkpoint; the files are on the disk before it."""
         request = next(iter(finished.requests.values()))
-        # What the next round starts from: an exchange from its own base, a refinement from everything.
-        following = base_of(anchor) or {**generator, **anchor}
         last = finished.number == self._study.num_rounds
+        following = generator if last else self._base_after(finished.number, generator, anchor)
         round_records.record_round(
             self._store,
             run_id=self._run.id,
             round=finished.number,
             phase=phase,
             base_digest=request.base_digest,
-            next_base_digest=digest_of(encode_arrays(generator if last else following)),
+            next_base_digest=digest_of(encode_arrays(following)),
             arrays={"generator": encode_arrays(generator), "anchor": encode_arrays(anchor)},
             outcomes=list(finished.outcomes.values()),
             scores=scores,
             seconds=time.monotonic() - started,
         )
 
-    def _release(self) -> Release:
-        """Propose the generator that fits the noisy moments best, of all rounds since the last exchange.
+    def _base_after(
+        self, number: int, generator: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """What the round after this one starts from."""
+        phase = self._study.phase_of(number + 1)
+        if phase == "measure":
+            return base_of(anchor)
+        if phase == "refine":
+            return generator
+        return base_of_comparison(self._kept("generator", self._study.measure.exchanges), generator)
 
-        What an earlier exchange gave was held against fewer moments, which are easier to fit.
-        """
-        last_exchange = self._study.measure.exchanges
-        recorded = [
-            one for one in round_records.list_rounds(self._store, self._run.id) if one.round >= last_exchange
-        ]
-        best = min(recorded, key=lambda one: (one.scores["misfit"], -one.round))
-        release = round_records.complete_run(self._store, self._run.id, release_round=best.round)
-        self._progress.say(f"proposes the generator of round {best.round} as release {release.digest}")
+    def _release(self) -> Release:
+        """Propose the warm start, or the last refinement where the patients spoke for it."""
+        number, scores = self._study.measure.exchanges, None
+        if self._study.refine.rounds:
+            scores = round_records.get_round(self._store, self._run.id, self._study.num_rounds).scores
+            if is_better(scores["gain"], noise_std=scores["gain_noise"]):
+                number += self._study.refine.rounds
+        release = round_records.complete_run(self._store, self._run.id, release_round=number, scores=scores)
+        self._progress.say(f"proposes the generator of round {number} as release {release.digest}")
         return release
 
 

@@ -128,9 +128,10 @@ def _resolve(study: Study) -> Study:
     budget = PrivacyBudget(epsilon=study.privacy.epsilon, delta=study.privacy.delta)
     measure = [MechanismEvent.from_dict(study.mechanism("measure"))] * study.measure.exchanges
     refine = [MechanismEvent.from_dict(study.mechanism("refine"))] * study.refine.rounds
+    compare = [MechanismEvent.from_dict(study.mechanism("compare"))] if refine else []
     try:
         if study.is_calibrated:
-            spend = spend_of([*measure, *refine], delta=budget.delta)
+            spend = spend_of([*measure, *refine, *compare], delta=budget.delta)
             if spend.epsilon > budget.epsilon:
                 raise InvalidError(
                     "privacy.epsilon",
@@ -144,7 +145,11 @@ def _resolve(study: Study) -> Study:
                 "give the noise multipliers of all phases that run, or of none: then they are found",
             )
         plan = calibrate_phases(
-            budget=budget, measure=measure, refine=refine, measure_share=study.measure.budget_share
+            budget=budget,
+            measure=measure,
+            refine=refine,
+            compare=compare,
+            measure_share=study.measure.budget_share,
         )
     except (AccountingError, CalibrationError) as error:
         raise InvalidError("privacy", str(error)) from error

@@ -1,4 +1,4 @@
-"""A dry run: one measurement and one refinement, by this very code, on made-up patients in a folder of its own.
+"""A dry run: one round of each kind, by this very code, on made-up patients in a folder of its own.
 
 The site's data are not opened, its record is not written, and nothing is sent. It proves that torch, the noise, the
 accounting and the signatures work on this machine.
@@ -16,12 +16,10 @@ from client.checks.result import CheckResult, failed, passed
 from client.home import SiteHome
 from client.policy import policy_text
 from client.rounds import SiteRounds
-from models.anchor import Anchor
+from models.comparison import base_of_comparison
 from models.decoding import decode_table
-from models.encoding import encode_table
 from models.exchange import RoundReply, RoundRequest
 from models.generator import MixtureGenerator
-from models.moments import MomentLayout
 from models.schema import StudySchema
 from models.study import Study
 from privacy.checkpoint import sign_head
@@ -49,7 +47,7 @@ class _DryRunError(Exception):
 
 
 def check_dry_run(schema: StudySchema | None = None) -> CheckResult:
-    """Run both kinds of rounds on made-up patients that fit a schema."""
+    """Run all kinds of rounds on made-up patients that fit a schema."""
     study = _study(schema or SCHEMA)
     with tempfile.TemporaryDirectory(prefix="fedtwin-check-") as folder:
         try:
@@ -59,12 +57,12 @@ def check_dry_run(schema: StudySchema | None = None) -> CheckResult:
         except Exception as error:
             return failed("dry-run", f"it broke with {type(error).__name__}", ADVICE)
     return passed(
-        "dry-run", "a measurement and a refinement on made-up patients, signed; nothing was spent or sent"
+        "dry-run",
+        "a measurement, a refinement and a comparison on made-up patients, signed; nothing was spent or sent",
     )
 
 
 def _run(study: Study, folder: Path) -> None:
-    layout = MomentLayout.of(study.table)
     rng = np.random.default_rng()
     codes = torch.stack(
         [torch.from_numpy(rng.integers(0, levels, NUM_PATIENTS)) for levels in study.table.cardinalities],
@@ -102,16 +100,16 @@ def _run(study: Study, folder: Path) -> None:
     generator = MixtureGenerator(
         torch.zeros(2, sum(study.table.cardinalities)), torch.zeros(2), study.table.cardinalities
     )
-    anchor = Anchor.from_sum(layout, layout.sum(encode_table(frame, study.table)), noise_std=0.0)
     checkpoint = {"note": _note(coordinator), "since": 0, "proof": []}
-    for number, arrays in ((1, {}), (2, {**generator.to_arrays(), "anchor": anchor.to_tensor()})):
+    arrays = generator.to_arrays()
+    for number, base in ((1, {}), (2, arrays), (3, base_of_comparison(arrays, arrays))):
         request = RoundRequest(
             kind=study.phase_of(number),
             run="dry-run",
             round=number,
             nonce=f"dry-run-{number}",
             study=study,
-            arrays=arrays,
+            arrays=base,
             checkpoint=checkpoint,
         )
         _look_at(RoundReply.decode(*rounds.handle(request).encode()), site)
@@ -144,8 +142,8 @@ def _note(coordinator: SigningKey) -> str:
 
 def _study(schema: StudySchema) -> Study:
     settings = {
-        **{"generator_steps": 1, "discriminator_steps": 1, "sample_rate": 0.25, "noise_multiplier": 2.0},
-        **{"nominal_batch_size": 16, "num_fakes": 16, "hidden_width": 16, "rounds": 1},
+        **{"rounds": 1, "steps": 1, "sample_rate": 0.25, "noise_multiplier": 2.0, "num_judged": 1_000},
+        **{"nominal_batch_size": 16, "num_fakes": 16, "hidden_width": 16},
     }
     return Study.from_dict(
         {

@@ -21,9 +21,14 @@ def computed(event: MechanismEvent) -> str:
     if event.phase == "refine" and event.kind == "subsampled_gaussian":
         steps = "one step" if event.steps == 1 else f"{event.steps:,} steps"
         return (
-            "An update of the shared generator, which learnt from a judge (discriminator) that never leaves this "
-            f"building. The judge looked at patients in {steps}; in each, a patient took part with probability "
+            "What a judge (discriminator) that never leaves this building says of invented records. "
+            f"The judge looked at patients in {steps}; in each, a patient took part with probability "
             f"{100 * event.sample_rate:.3g} % and pulled by at most {bound}."
+        )
+    if event.phase == "compare" and event.kind == "gaussian":
+        return (
+            "One noisy number: by how much the refined generator fits all patients better than the one before. One "
+            f"patient moves it by at most {bound}."
         )
     times = "once" if event.steps == 1 else f"{event.steps:,} times"
     return (

@@ -12,8 +12,8 @@ from server.demo.report import SitePrivacy
 from server.demo.surface import SurfaceError, poll
 
 RUN_SECONDS = 600.0
-_ORDER = ("measure", "warm-start", "refine", "done")
-_TITLES = {"measure": "Measure", "warm-start": "Warm start", "refine": "Refine"}
+_ORDER = ("measure", "warm-start", "refine", "compare", "done")
+_TITLES = {"measure": "Measure", "warm-start": "Warm start", "refine": "Refine", "compare": "Compare"}
 
 
 def follow_run(
@@ -41,7 +41,7 @@ def follow_run(
         return state
 
     for phase, title in _TITLES.items():
-        if phase == "refine" and not study.refine.rounds:
+        if phase in {"refine", "compare"} and not study.refine.rounds:
             continue
         with display.phase(prefix + title) as line:
 
@@ -83,5 +83,7 @@ def _summary(study: Study, phase: str) -> str:
     if phase == "warm-start":
         fitted = "a mixture" if study.image is None else "a mixture and a convolutional generator"
         return f"{fitted} fitted to the summed noisy moments; no patient is asked"
+    if phase == "compare":
+        return "each hospital's patients say, in one noisy number, whether refining made it better"
     noise = study.refine.noise_multiplier or 0
     return f"{study.refine.rounds} rounds of DP-SGD, noise multiplier {noise:.3f} at each hospital"

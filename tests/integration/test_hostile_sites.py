@@ -32,8 +32,8 @@ def study(rule: str, **federation: object) -> Study:
             "warm_start": {"components": 20, "steps": 20},
             "refine": {
                 "rounds": 1,
-                "generator_steps": 2,
-                "discriminator_steps": 1,
+                "steps": 2,
+                "num_judged": 1_000,
                 "nominal_batch_size": 16,
                 "num_fakes": 16,
                 "hidden_width": 8,

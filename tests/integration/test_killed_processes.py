@@ -44,7 +44,7 @@ STUDY: dict[str, Any] = {
     "measure": {"budget_share": 0.5, "noise_multiplier": 2.0},
     "warm_start": {"components": 20, "steps": 30},
     "refine": {
-        **{"rounds": ROUNDS - 1, "generator_steps": 20, "discriminator_steps": 2, "hidden_width": 16},
+        **{"rounds": ROUNDS - 2, "steps": 40, "num_judged": 20_000, "hidden_width": 16},
         **{"nominal_batch_size": 16, "num_fakes": 16, "sample_rate": 0.05, "noise_multiplier": 2.0},
     },
     "federation": {"quorum": 2, "round_deadline_seconds": 120.0, "grace_seconds": 2.0},
@@ -330,7 +330,7 @@ def test_a_run_survives_one_kill_in_each_round(federation: Federation) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.xdist_group("killed")
 def test_a_stop_ends_the_work_at_the_hospitals_within_seconds_and_frees_them(federation: Federation) -> None:
-    long = {"refine": {**STUDY["refine"], "rounds": 1, "generator_steps": 10_000, "noise_multiplier": 8.0}}
+    long = {"refine": {**STUDY["refine"], "rounds": 1, "steps": 20_000, "noise_multiplier": 8.0}}
     run = federation.start_run(**long)
     run.reach("after-debit", "north")
     federation.call("POST", f"/runs/{run.id}/stop")

@@ -39,8 +39,8 @@ components = 20
 steps = 30
 [refine]
 rounds = 2
-generator_steps = 2
-discriminator_steps = 2
+steps = 4
+num_judged = 1_000
 nominal_batch_size = 16
 num_fakes = 16
 hidden_width = 16
@@ -48,7 +48,6 @@ noise_multiplier = 1.5
 [federation]
 quorum = 2
 round_deadline_seconds = 3.0
-max_update_norm = 100.0
 [table]
 label = "ill"
 [[table.columns]]

@@ -48,8 +48,8 @@ components = 20
 steps = 30
 [refine]
 rounds = 1
-generator_steps = 2
-discriminator_steps = 2
+steps = 4
+num_judged = 1_000
 nominal_batch_size = 16
 num_fakes = 16
 hidden_width = 16

@@ -27,8 +27,8 @@ STUDY = Study.from_dict(
         "warm_start": {"components": 10, "steps": 10},
         "refine": {
             "rounds": 2,
-            "generator_steps": 1,
-            "discriminator_steps": 1,
+            "steps": 1,
+            "num_judged": 1_000,
             "nominal_batch_size": 16,
             "num_fakes": 16,
             "hidden_width": 8,

@@ -31,10 +31,10 @@ STUDY: dict[str, Any] = {
     "measure": {"budget_share": 0.6, "noise_multiplier": 1.5},
     "warm_start": {"components": 10, "steps": 10},
     "refine": {
-        **{"rounds": 4, "generator_steps": 2, "discriminator_steps": 2, "hidden_width": 8},
+        **{"rounds": 4, "steps": 4, "num_judged": 1_000, "hidden_width": 8},
         **{"nominal_batch_size": 16, "num_fakes": 16, "noise_multiplier": 1.5},
     },
-    "federation": {"quorum": 2, "round_deadline_seconds": 5.0, "max_update_norm": 100.0},
+    "federation": {"quorum": 2, "round_deadline_seconds": 5.0},
     "table": {
         "label": "ill",
         "columns": [

@@ -41,20 +41,6 @@ def test_a_level_of_probability_zero_is_never_drawn():
     assert set(codes[:, 1].tolist()) == {0}
 
 
-def test_hard_samples_are_one_hot_and_carry_a_gradient(generator):
-    hard = generator.hard_samples(200, 0.5, generator=torch.Generator().manual_seed(0))
-    rounded = hard.detach().round()
-    assert (hard.detach() - rounded).abs().max() < 1e-6
-    assert torch.equal(rounded.sum(1), torch.full((200,), float(len(generator.cardinalities))))
-    (gradient,) = torch.autograd.grad((hard * torch.randn(hard.shape[1])).sum(), [generator.logits])
-    assert gradient.abs().sum() > 0
-
-
-def test_hard_samples_follow_the_same_distribution(generator):
-    hard = generator.hard_samples(100_000, 0.5, generator=torch.Generator().manual_seed(0)).detach()
-    assert (hard.mean(0) - generator.one_way()).abs().max() < 0.01
-
-
 def test_weights_survive_the_wire(generator):
     arrays = decode_arrays(encode_arrays(generator.to_arrays()))
     again = MixtureGenerator.from_arrays(arrays, generator.cardinalities)

@@ -55,8 +55,8 @@ noise_multiplier = 2.5
 [refine]
 rounds = 2
 noise_multiplier = 8.0
-generator_steps = 2
-discriminator_steps = 1
+steps = 2
+num_judged = 1_000
 [federation]
 quorum = 2
 [table]

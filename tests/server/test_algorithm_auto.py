@@ -26,7 +26,7 @@ columns = [
     {name = "high", kind = "integer", minimum = 0, maximum = 9},
 ]
 """
-REFINED = AUTO + "[measure]\nbudget_share = 0.7\n[refine]\nrounds = 2\nanchor_weight = 5.0\n"
+REFINED = AUTO + "[measure]\nbudget_share = 0.7\n[refine]\nrounds = 2\npower = 0.4\n"
 
 
 def test_auto_measures_with_the_whole_budget() -> None:
