@@ -12,8 +12,8 @@ from torch import Tensor
 from client.rounds import SiteRounds
 from models.exchange import RoundReply, RoundRequest
 from models.measurement import Measurement
-from models.refinement import largest_move
 from models.table import EncodedTable
+from privacy.events import MechanismEvent
 from privacy.mechanisms import release_sum
 
 Lie = Callable[[RoundRequest, Mapping[str, Tensor]], dict[str, Tensor]]
@@ -24,13 +24,9 @@ def _each(change: Callable[[Tensor], Tensor]) -> Lie:
 
 
 def _noise_only(request: RoundRequest, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Neither patients nor a discriminator: the noise that is expected, and moves of an honest size."""
-    study = request.study
-    if request.kind == "measure":
-        assert study.measure.noise_multiplier is not None
-        scale = study.measure.noise_multiplier * study.sensitivity
-    else:
-        scale = 0.2 * largest_move(study.refine)
+    """Neither patients nor a discriminator: the noise that is expected, and judgements of an honest size."""
+    mechanism = MechanismEvent.from_dict(request.study.mechanism(request.study.phase_of(request.round)))
+    scale = 1.0 if request.kind == "refine" else mechanism.noise_multiplier * mechanism.max_grad_norm
     return {name: scale * torch.randn_like(array) for name, array in arrays.items()}
 
 

@@ -102,7 +102,8 @@ def _run(study: Study, folder: Path) -> None:
     )
     checkpoint = {"note": _note(coordinator), "since": 0, "proof": []}
     arrays = generator.to_arrays()
-    for number, base in ((1, {}), (2, arrays), (3, base_of_comparison(arrays, arrays))):
+    as_well = {name: array.clone() for name, array in arrays.items()}  # a record shares no memory
+    for number, base in ((1, {}), (2, arrays), (3, base_of_comparison(arrays, as_well))):
         request = RoundRequest(
             kind=study.phase_of(number),
             run="dry-run",

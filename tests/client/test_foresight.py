@@ -58,7 +58,7 @@ def test_a_foreseen_cost_is_at_hand_and_the_record_is_untouched(site):
     assert accounting._spend_of_groups.cache_info().misses == misses
 
 
-@pytest.mark.parametrize(("kind", "number"), [("refine", 2), ("witness", 1)])
+@pytest.mark.parametrize(("kind", "number"), [("compare", 3), ("witness", 1)])
 def test_nothing_is_foreseen_where_no_round_follows(site, kind, number):
     assert foresee_next(site, request(kind, number)) is None
 

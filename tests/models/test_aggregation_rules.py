@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.aggregation import aggregate, capped_shares, combine, combine_moments
+from models.aggregation import capped_shares, combine, combine_equally, combine_moments
 from models.moments import MomentLayout
 from models.study import FederationSettings
 from models.table import EncodedTable
@@ -138,27 +138,19 @@ def test_a_study_whose_quorum_is_too_small_for_its_rule_is_refused(name):
         FederationSettings.model_validate({"aggregation": name, "quorum": 4, "max_faulty_sites": 2})
 
 
-def test_the_next_generator_is_the_base_plus_the_mean_update():
-    base = {"logits": torch.randn(3, 4), "component_logits": torch.zeros(3)}
-    ones = {name: torch.ones_like(value) for name, value in base.items()}
-    threes = {name: 3 * torch.ones_like(value) for name, value in base.items()}
-    following = aggregate(base, [ones, threes], rule("mean"))
-    assert all(torch.allclose(following[name], base[name] + 2) for name in base)
-    assert all(following[name].dtype == base[name].dtype for name in base)
+def test_judgements_count_alike_whatever_the_rule():
+    said = [torch.full((5,), float(k)) for k in (1, 2, 6)]
+    assert torch.equal(combine_equally(said, rule("mean")), torch.full((5,), 3.0, dtype=torch.float64))
+    assert torch.equal(combine_equally(said, rule("median")), torch.full((5,), 2.0, dtype=torch.float64))
 
 
-def test_a_sign_flip_does_not_turn_the_next_generator_round_under_the_median():
-    base = {"logits": torch.zeros(3, 4)}
-    honest = [{"logits": torch.full((3, 4), 1.0 + 0.1 * k)} for k in range(3)]
-    following = aggregate(base, [*honest, {"logits": torch.full((3, 4), -1.0)}], rule("median"))
-    assert float(following["logits"].min()) >= 1.0
+@pytest.mark.parametrize("name", ROBUST)
+def test_one_site_that_says_the_opposite_does_not_turn_the_judgement_round(name):
+    honest = [torch.full((4,), 1.0 + 0.1 * k) for k in range(3)]
+    found = combine_equally([*honest, torch.full((4,), -8.0)], rule(name))
+    assert float(found.min()) >= 1.0
 
 
-def test_updates_that_do_not_match_are_refused():
-    base = {"logits": torch.zeros(2, 3), "component_logits": torch.zeros(2)}
-    with pytest.raises(ValueError, match="no update"):
-        aggregate(base, [], rule("mean"))
-    with pytest.raises(ValueError, match="differ"):
-        aggregate(base, [{"logits": base["logits"]}], rule("mean"))
-    with pytest.raises(ValueError, match="differ"):
-        aggregate(base, [{**base, "logits": base["logits"][:1]}], rule("mean"))
+def test_with_no_reply_there_is_nothing_to_combine():
+    with pytest.raises(ValueError, match="no site's reply"):
+        combine_equally([], rule("mean"))

@@ -11,7 +11,7 @@ from models.emphasis import emphasis_of
 from models.generator import MixtureGenerator
 from models.mixture_fit import FitPlan, fit_mixture, shrinkage_of
 from models.moments import MomentLayout
-from models.refinement import scores_of
+from models.scores import scores_of
 from models.study import Study
 from models.table import EncodedTable, one_hot
 from models.warm_start import warm_start
