@@ -3,8 +3,9 @@
     python benchmarks/ablation.py --data DIR --dataset adult --epsilon 1 3 10 --sites 1 2 4 8 --seeds 2 --json FILE
 
 Trains through the product's own code, each site's noise added at the site, and judges by the tables' metric. The
-release is what the product proposes after the paid comparison. "Warm start" and "refined" are, of the same run, what
-the comparison was between. What is in FILE already is kept, and the run goes on from there.
+release is what the product proposes after the paid comparison; "before" and "after" are the warm start and the refined
+generator of the same run, between which it chose, and "gain" what it heard, in standard deviations of its noise: above
+2 it proposes the refined one. What is in FILE already is kept, and the run goes on from there.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tabular import FIGURES, judge, make_study, references, synthesise
 from tabular_data import LOADERS, BenchmarkData, data_folder, load
 
 from models.study import RefineSettings
-from server import releases, round_records, runs
+from server import round_records, runs
 
 PARITY = "parity"
 ALONE_SHARE = 0.05
@@ -37,6 +38,7 @@ VARIANTS = {
     "refining alone": ALONE_SHARE,
     "both, half measured": 0.5,
     "both, 0.8 measured": 0.8,
+    "both, 0.9 measured": 0.9,
 }
 BEFORE, AFTER = ": its warm start", ": refined"
 
@@ -71,36 +73,47 @@ def one_run(
         made = {"": lab.train(study).table}
         seconds = time.perf_counter() - started
         run = runs.list_runs(lab.store)[0]
-        release = releases.release_of_run(lab.store, run.id)
-        assert release is not None
-        proposed = {"round": float(release.round)}
+        heard = {}
         if study.refine.rounds:
             made[BEFORE] = lab.generator(study, run.id, study.measure.exchanges).table
             made[AFTER] = lab.generator(study, run.id, study.num_rounds - 1).table
             compared = round_records.get_round(lab.store, run.id, study.num_rounds).scores
-            proposed["gain"] = compared["gain"] / compared["gain_noise"]
+            heard["gain"] = compared["gain"] / compared["gain_noise"]
         lab.store.close()
     found = {}
     for name, generator in made.items():
         codes = synthesise(generator, data, seed=seed)
-        found[name] = {**judge(codes, data), "seconds": seconds, **proposed}
+        found[name] = {**judge(codes, data), "seconds": seconds, **heard}
     return found
 
 
 def show(rows: dict[str, list[dict[str, float]]], title: str, console: Console) -> None:
-    """The table, with the spread over seeds where there are several."""
+    """The table: each release, and beside it what the comparison chose from; with the spread over seeds."""
+
+    def cell(name: str, figure: str) -> str:
+        values = [one[figure] for one in rows.get(name, []) if figure in one]
+        if not values:
+            return ""
+        return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
+
     table = Table(title=title)
-    for name in ("epsilon, sites, what", *FIGURES.values(), "proposed round", "gain / its noise"):
+    for name in (
+        "epsilon, sites, what",
+        *FIGURES.values(),
+        "3-way before, after",
+        "AUC before, after",
+        "gain",
+    ):
         table.add_column(name, justify="left" if name.startswith("epsilon") else "right")
     for name, results in rows.items():
-        cells = []
-        for figure in FIGURES:
-            values = [result[figure] for result in results]
-            spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.4f}{spread}")
-        told = ", ".join(f"{result['round']:.0f}" for result in results if "round" in result)
-        gains = ", ".join(f"{result['gain']:.1f}" for result in results if "gain" in result)
-        table.add_row(name, *cells, told, gains)
+        if name.endswith((BEFORE, AFTER)):
+            continue
+        pairs = [
+            ", ".join(filter(None, (cell(name + part, figure) for part in (BEFORE, AFTER))))
+            for figure in list(FIGURES)[-2:]
+        ]
+        gains = ", ".join(f"{one['gain']:.1f}" for one in results if "gain" in one)
+        table.add_row(name, *(cell(name, figure) for figure in FIGURES), *pairs, gains)
     console.print(table)
 
 
@@ -118,7 +131,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.ERROR)
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = Console(width=None if sys.stdout.isatty() else 190)
     made_up = arguments.dataset == PARITY
     data = load_parity() if made_up else load(arguments.dataset, data_folder(arguments.data))
     rows: dict[str, list[dict[str, float]]] = {}

@@ -26,6 +26,7 @@ from server import ledger_store, round_records, runs, spends, studies
 from server.federation import SiteFailure
 from server.rounds import RoundFailedError, run_rounds
 
+SPENDING = {"measure", "refine", "compare"}
 STUDY = """
 name = "small"
 [privacy]
@@ -38,7 +39,7 @@ noise_multiplier = 1.5  # given, so that no test waits for the calibration
 components = 20
 steps = 30
 [refine]
-rounds = 2
+rounds = 1
 steps = 4
 num_judged = 1_000
 nominal_batch_size = 16
@@ -97,7 +98,7 @@ class Tampering:
     ) -> Mapping[str, RoundReply | SiteFailure]:
         replies = dict(self._inner.exchange(requests, **waiting))
         request = requests.get(self._site)
-        if request is not None and request.kind in {"measure", "refine"}:
+        if request is not None and request.kind in SPENDING:
             replies[self._site] = self._change(request, replies[self._site])
         return replies
 
@@ -157,12 +158,12 @@ def test_a_later_exchange_measures_what_the_first_found_and_pays_for_itself(lab,
     run = _start(lab, study)
     release = run_rounds(Tampering(lab.federation, "ash", note), lab.store, run)
     assert release is not None
-    assert [asked[number].kind for number in (1, 2, 3, 4)] == ["measure", "measure", "refine", "refine"]
+    assert [asked[number].kind for number in (1, 2, 3, 4)] == ["measure", "measure", "refine", "compare"]
     assert [set(asked[number].arrays) for number in (1, 2)] == [set(), {"emphasis"}]
     emphasis = asked[2].arrays["emphasis"]
     assert float(emphasis[0, 2]) > float(emphasis[0, 1])  # age tells who is ill, and nothing of the sex
     recorded = round_records.list_rounds(lab.store, run)
-    assert [one.phase for one in recorded] == ["measure", "measure", "refine", "refine"]
+    assert [one.phase for one in recorded] == ["measure", "measure", "refine", "compare"]
     for site in lab.sites:
         assert _debits(lab, site) == [(run, 1), (run, 2), (run, 3), (run, 4)]
     verify_export(dict(ledger_store.export_files(lab.store)).get, key=lab.store.key.public)
@@ -325,8 +326,7 @@ def test_below_quorum_the_run_fails_in_words_and_resumes_without_a_second_debit(
 @pytest.mark.parametrize("exchanges", [1, 2])
 def test_a_coordinator_that_dies_in_any_round_goes_on_with_the_same_replies(lab, study, exchanges):
     measure = study.measure.model_copy(update={"exchanges": exchanges, "noise_multiplier": 2.5})
-    refine = study.refine.model_copy(update={"rounds": 3 - exchanges})
-    study = study.model_copy(update={"measure": measure, "refine": refine})
+    study = study.model_copy(update={"measure": measure})
 
     class Dying:
         def __init__(self, inner, at: int):
@@ -336,12 +336,13 @@ def test_a_coordinator_that_dies_in_any_round_goes_on_with_the_same_replies(lab,
             replies = self.inner.exchange(requests, **waiting)
             request = next(iter(requests.values()))
             self.seen[request.kind, request.round] = {s: r.update_digest for s, r in replies.items()}
-            if request.kind in {"measure", "refine"} and request.round == self.at:
+            if request.kind in SPENDING and request.round == self.at:
                 raise KeyboardInterrupt
             return replies
 
     run, kept = _start(lab, study), {}
-    for at in (1, 2, 3):
+    numbers = range(1, study.num_rounds + 1)
+    for at in numbers:
         dying = Dying(lab.federation, at)
         with pytest.raises(KeyboardInterrupt):
             run_rounds(dying, lab.store, run)
@@ -350,7 +351,7 @@ def test_a_coordinator_that_dies_in_any_round_goes_on_with_the_same_replies(lab,
                 assert kept.setdefault(key, digests) == digests
     assert run_rounds(lab.federation, lab.store, run) is not None
     for site in lab.sites:
-        assert _debits(lab, site) == [(run, 1), (run, 2), (run, 3)]
+        assert _debits(lab, site) == [(run, number) for number in numbers]
 
 
 class EarlierVersion(SiteState):

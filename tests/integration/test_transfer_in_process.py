@@ -90,7 +90,7 @@ def test_the_study_and_the_anchor_travel_once_and_each_generator_once(lab):
     for ear in ears.values():
         assert ear.of("quote", 1) == [["study"]]
         assert ear.of("measure", 1) == [[]]
-        assert ear.of("refine", 2) == [["anchor", "component_logits", "logits"]]
+        assert ear.of("refine", 2) == [["component_logits", "logits"]]
         assert ear.of("refine", 3) == [["component_logits", "logits"]]
         assert all(parts == [] for kind, _, parts in ear.heard if kind == "witness")
 
@@ -105,13 +105,13 @@ def test_a_site_that_lost_what_it_held_is_sent_it_in_the_same_round_for_the_same
     ears = {"ash": Ear(lab.federation.sites["ash"], lose), "birch": Ear(lab.federation.sites["birch"])}
     lab.federation.sites.update(ears)
     run = _run(lab)
-    new, whole = ["component_logits", "logits"], ["anchor", "component_logits", "logits", "study"]
+    new, whole = ["component_logits", "logits"], ["component_logits", "logits", "study"]
     assert ears["ash"].of("refine", 3) == [new, whole]
     assert ears["birch"].of("refine", 3) == [new]
     for recorded in round_records.list_rounds(lab.store, run):
         assert {spend.outcome for spend in recorded.spends} == {"accepted"}
     history = Guard(home.record_file, load_policy(home.policy_file)).history()
-    assert [entry.body["round"] for entry in history if entry.kind == "debit"] == [1, 2, 3]
+    assert [entry.body["round"] for entry in history if entry.kind == "debit"] == [1, 2, 3, 4]
 
 
 def test_a_receipts_base_digest_is_that_of_the_arrays_whatever_travelled(lab):
@@ -126,4 +126,4 @@ def test_a_receipts_base_digest_is_that_of_the_arrays_whatever_travelled(lab):
     lab.federation.sites["ash"] = Noting(lab.sites["ash"])
     run = _run(lab)
     for recorded in round_records.list_rounds(lab.store, run)[1:]:
-        assert seen[recorded.round, "refine"][0] == recorded.base_digest
+        assert seen[recorded.round, recorded.phase][0] == recorded.base_digest

@@ -25,13 +25,14 @@ from server.federation import SiteFailure
 from server.rounds import RoundFailedError, run_rounds
 
 SITES = ("ash", "birch", "cedar")
+SPENDING = ("measure", "refine", "compare")
 STUDY: dict[str, Any] = {
     "name": "small",
     "privacy": {"epsilon": 20.0, "delta": 1e-5},
     "measure": {"budget_share": 0.6, "noise_multiplier": 1.5},
     "warm_start": {"components": 10, "steps": 10},
     "refine": {
-        **{"rounds": 4, "steps": 4, "num_judged": 1_000, "hidden_width": 8},
+        **{"rounds": 3, "steps": 4, "num_judged": 1_000, "hidden_width": 8},
         **{"nominal_batch_size": 16, "num_fakes": 16, "noise_multiplier": 1.5},
     },
     "federation": {"quorum": 2, "round_deadline_seconds": 5.0},
@@ -117,7 +118,7 @@ def test_a_site_that_is_silent_in_a_round_is_quoted_on_the_way_and_comes_back(la
 
     federation = Changed(lab, silent)
     assert run_rounds(federation, lab.store, run) is not None
-    assert federation.of("ash", "measure", "refine") == [1, 2, 4, 5]
+    assert federation.of("ash", *SPENDING) == [1, 2, 4, 5]
     assert federation.of("ash", "quote") == [1, 4]  # beside round 3, for the rest from round 4 on
     assert entries(lab, "ash", "debit") == [1, 4, 5]
     recorded = {
@@ -189,7 +190,7 @@ def test_a_site_whose_reply_was_rejected_is_not_asked_again_in_this_run_though_t
     with pytest.raises(KeyboardInterrupt):
         run_rounds(federation, lab.store, run)
     release = run_rounds(federation, lab.store, run)
-    assert federation.of("ash", "measure", "refine") == [1, 2]
+    assert federation.of("ash", *SPENDING) == [1, 2]
     assert federation.of("ash", "quote") == [1]
     assert federation.of("ash", "witness") == [5, 5]  # it still sees the ledger that its receipts are in
     assert entries(lab, "ash", "debit") == [1, 2]
@@ -226,7 +227,7 @@ def test_a_site_that_stays_away_is_quoted_less_and_less_often(lab) -> None:
     )
     assert run_rounds(federation, lab.store, run) is not None
     assert federation.of("ash", "quote") == [1, 2, 3, 5]  # beside rounds 1, 2 and 4
-    assert federation.of("ash", "measure", "refine") == []
+    assert federation.of("ash", *SPENDING) == []
 
 
 def test_sites_that_are_away_for_a_moment_do_not_fail_the_run_and_one_that_says_no_is_not_asked_twice(
@@ -285,7 +286,7 @@ def test_a_site_that_left_is_not_asked_again(lab) -> None:
 
     federation = Changed(lab, leave)
     assert run_rounds(federation, lab.store, run) is not None
-    assert federation.of("ash", "measure", "refine", "quote") == [1, 1, 2, 3]
+    assert federation.of("ash", *SPENDING, "quote") == [1, 1, 2, 3]
     said = [message.text for message in runs.run_messages(lab.store, run)]
     assert said.count("ash is no longer enrolled and is not asked any more") == 1
 
@@ -300,8 +301,8 @@ def test_a_round_below_its_quorum_takes_in_a_site_that_came_back_meanwhile(lab, 
 
     federation = Changed(lab, two_silent)
     assert run_rounds(federation, lab.store, run) is not None
-    assert federation.of("ash", "refine") == [2, 3, 4, 5]
-    assert federation.of("birch", "refine") == [2, 3, 3, 5]
+    assert federation.of("ash", "refine", "compare") == [2, 3, 4, 5]
+    assert federation.of("birch", "refine", "compare") == [2, 3, 3, 5]
     said = [message.text for message in runs.run_messages(lab.store, run)]
     assert "ash takes part in round 3 after all" in said
     assert "birch takes part from round 5 on" in said
@@ -351,9 +352,9 @@ def test_a_stop_in_a_round_keeps_what_came_and_the_resumed_run_debits_nothing_tw
         assert entries(lab, site, "settled") == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("kind", ["measure", "refine"])
+@pytest.mark.parametrize("kind", ["measure", "refine", "compare"])
 def test_an_interrupted_round_keeps_its_debit_and_nothing_else_and_is_computed_again(lab, kind) -> None:
-    number = {"measure": 1, "refine": 3}[kind]
+    number = {"measure": 1, "refine": 3, "compare": 5}[kind]
     run, home = start(lab), lab.sites["ash"]
     interruption = Countdown(looks=1 if kind == "measure" else 3)
     rounds = SiteRounds(home, interruption=interruption)

@@ -53,7 +53,7 @@ delta = 1e-5
 budget_share = 0.5
 noise_multiplier = 2.5
 [refine]
-rounds = 2
+rounds = 1
 noise_multiplier = 8.0
 steps = 2
 num_judged = 1_000
