@@ -147,10 +147,14 @@ def _algorithm(release: Release, study: Study) -> str:
         parts.append("a generator of pictures fitted to the same")
     refined = _refined(release, study)
     if refined:
-        parts.append(f"{refined} of {study.refine.rounds} rounds of an anchored GAN")
+        parts.append(
+            f"{refined} round{'' if refined == 1 else 's'} of an anchored GAN, which the sites' patients preferred "
+            "in a paid comparison"
+        )
     elif study.refine.rounds:
         parts.append(
-            "the rounds of an anchored GAN that followed are not in it: the noisy moments preferred it"
+            "the rounds of an anchored GAN that followed are not in it: in a paid comparison the sites' patients did "
+            "not speak for them"
         )
     return "; ".join(parts)
 

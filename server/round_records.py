@@ -221,7 +221,7 @@ def complete_run(
     """End a run as completed and propose a round's generator as a release candidate, in one transaction.
 
     Args:
-        release_round: whose `generator` scored best on the noisy moments.
+        release_round: whose `generator` is proposed.
         scores: JSON data from noisy statistics only; shown with the release.
 
     Raises:

@@ -180,11 +180,13 @@ class RoundLoop:
         finished = self._sites.ask(number, "refine", base, expected)
         answered = time.monotonic()
         judged = [reply.arrays["logits"] for reply in finished.accepted.values()]
+        look = self._progress.while_fitting(number - 1, "refine")
         generator = refined_generator(
             self._study,
             MixtureGenerator.from_arrays(base, self._study.table.cardinalities),
             combine_equally(judged, self._study.federation),
             round_number=number,
+            progress=lambda done: look("table", done),
         )
         scores = score(self._study, generator.to_arrays(), anchor)
         self._log_work(number, answered)

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from models.study import Phase
 from server import runs
 from server.patience import STOP_CHECK_SECONDS
 from server.store import Store
@@ -25,7 +26,7 @@ class RunStoppedError(Exception):
 class RunProgress:
     """Tells of one run through its record, which the API, the pages and the command line follow.
 
-    A run has one step for each measurement, one for the fit after it, and one for each refine round.
+    A run has one step for each measurement, one for the fit after it, and one for each round after those.
 
     Args:
         store: the coordinator's state.
@@ -94,8 +95,15 @@ class RunProgress:
             eta_seconds=eta,
         )
 
-    def while_fitting(self, rounds_done: int) -> Callable[[str, float], None]:
-        """For `models.study_generator.fit_study`: says how far the fit is, and ends it if the run is to stop."""
+    def while_fitting(self, rounds_done: int, phase: Phase = "measure") -> Callable[[str, float], None]:
+        """For `models.study_generator.fit_study`: says how far the fit is, and ends it if the run is to stop.
+
+        Args:
+            rounds_done: recorded ones.
+            phase: of the round that the fit belongs to: a measurement's is a step of its own, another's the second
+                half of one.
+        """
+        begins, takes, called = (1.0, 1.0, "warm-start") if phase == "measure" else (0.5, 0.5, phase)
         asked = reported = said = self._clock()
 
         def look(what: str, done: float) -> None:
@@ -107,7 +115,8 @@ class RunProgress:
             if now - reported >= FIT_PROGRESS_SECONDS:
                 reported = now
                 first, last = _FIT_PARTS[what] if self._with_pictures else (0.0, 1.0)
-                self.report("warm-start", rounds_done, step_done=1 + first + (last - first) * done)
+                part = first + (last - first) * done
+                self.report(called, rounds_done, step_done=begins + takes * part)
             if now - said >= FIT_MESSAGE_SECONDS:
                 said = now
                 self.say(f"fits the {what}: {done:.0%}")

@@ -21,7 +21,7 @@ class Run:
 
     Attributes:
         sites: names of the sites that are asked, fixed at the start.
-        phase: `waiting`, `quote`, `measure`, `warm-start`, `refine` or `done`.
+        phase: `waiting`, `quote`, `measure`, `warm-start`, `refine`, `compare` or `done`.
         round: the last recorded one, 0 before the first.
         percent: of the whole run, 0 to 100.
         eta_seconds: to the end, where it can be told.

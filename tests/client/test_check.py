@@ -431,7 +431,7 @@ def test_a_dry_run_finds_noise_that_is_no_number_and_code_that_breaks(monkeypatc
     def broken(*_: object, **__: object):
         raise RuntimeError("P00017")
 
-    monkeypatch.setattr(client.rounds, "refine_generator", broken)
+    monkeypatch.setattr(client.rounds, "judge_records", broken)
     result = check_dry_run()
     assert_todo(result, "the refine round was refused")
     assert "P00017" not in result.detail

@@ -356,7 +356,7 @@ def test_a_stop_in_a_round_keeps_what_came_and_the_resumed_run_debits_nothing_tw
 def test_an_interrupted_round_keeps_its_debit_and_nothing_else_and_is_computed_again(lab, kind) -> None:
     number = {"measure": 1, "refine": 3, "compare": 5}[kind]
     run, home = start(lab), lab.sites["ash"]
-    interruption = Countdown(looks=1 if kind == "measure" else 3)
+    interruption = Countdown(looks=3 if kind == "refine" else 1)
     rounds = SiteRounds(home, interruption=interruption)
 
     def files() -> set[str]:

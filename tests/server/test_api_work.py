@@ -36,7 +36,7 @@ def test_a_study_that_cannot_be_names_its_fields(api, study_toml: str) -> None:
         ("privacy.delta", "delta = 1e-5", "delta = 2"),
         ("name", 'name = "heart"', 'name = "Heart!"'),
         ("table.columns.1", "maximum = 99", "maximum = -3"),
-        ("refine.rounds", "rounds = 2", 'rounds = "two"'),
+        ("refine.rounds", "rounds = 1", 'rounds = "two"'),
     ):
         content = study_toml.replace(old, new, 1)
         headers = {"Content-Type": "application/toml"}

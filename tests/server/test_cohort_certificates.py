@@ -143,11 +143,11 @@ def test_the_statement_says_what_was_asked_what_was_achieved_and_what_was_not_te
     assert {
         one["site"]: (one["epsilon"], one["delta"]) for one in statement["privacy"]["sites"]
     } == dict.fromkeys(("north", "south", "west"), ("1.875", "1e-05"))
-    assert {(one["measurements"], one["refine_rounds"]) for one in statement["privacy"]["sites"]} == {(1, 2)}
+    assert {(one["measurements"], one["refine_rounds"]) for one in statement["privacy"]["sites"]} == {(1, 1)}
     algorithm = statement["algorithm"]
     assert algorithm["measure_noise_multiplier"] == "2.5"
     assert algorithm["name"] == "measure, warm-start, refine"
-    assert algorithm["says"].endswith("; 2 of 2 rounds of an anchored GAN")
+    assert "; 1 round of an anchored GAN, which the sites' patients preferred" in algorithm["says"]
     assert statement["seed"] == 1
     assert {"python", "fedtwin", "torch"} <= set(statement["software"])
     assert len(statement["known_limits"]) >= 4
@@ -172,7 +172,9 @@ def test_a_release_from_before_the_refinement_is_not_said_to_be_refined(scenario
     assert certificate is not None
     algorithm = certificate["statement"]["algorithm"]
     assert algorithm["name"] == "measure, warm-start"
-    assert "are not in it: the noisy moments preferred it" in algorithm["says"]
+    assert (
+        "are not in it: in a paid comparison the sites' patients did not speak for them" in algorithm["says"]
+    )
 
 
 def test_the_page_for_people_says_the_same_without_script_or_network(folder: Path) -> None:
@@ -201,7 +203,7 @@ def test_the_page_says_whose_patients_were_not_measured(folder: Path) -> None:
     statement["privacy"]["sites"][2] |= {"measurements": 2, "refine_rounds": 0}
     page = certificate_page(statement).decode()
     for site, part in (
-        ("north", "measured, 2 refine rounds"),
+        ("north", "measured, 1 refine round"),
         ("south", "not measured, 1 refine round"),
         ("west", "measured 2 times"),
     ):
