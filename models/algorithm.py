@@ -16,6 +16,13 @@ from models.study import Study
 SECOND_LOOK_EPSILON = 1.0
 """From here on pictures are measured twice. Below it a second look was not shown to pay for its noise."""
 
+REFINE_EPSILON = 3.0
+"""From here on tables are refined. Below it asking may cost more than what can be found."""
+REFINE_ROUNDS, MEASURED_SHARE = 2, 0.9
+"""A tenth of epsilon refines: phases compose by squares, so that it is worth a third, and costs the rest little."""
+FEWEST_COLUMNS = 3
+"""Pairs say all of a table with fewer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
@@ -33,9 +40,9 @@ class Decision:
 def decide(study: Study) -> Decision:
     """Settle what a study leaves to us. A setting that the definition gives is never changed.
 
-    Where `refine.rounds` is not given, the whole budget goes to the measurement: at epsilon 10, on a real table and
-    on one made up to need it, no part of it spent on the adversarial phase brought more. Where `measure.exchanges` is
-    not given and there are pictures, they are looked at a second time from `SECOND_LOOK_EPSILON` on.
+    Tables are refined from `REFINE_EPSILON` on, unless the definition gives `refine.rounds` or how the measurement's
+    budget or noise is: the sites' patients keep the warm start where refining found nothing. Pictures are looked at a
+    second time from `SECOND_LOOK_EPSILON` on, where `measure.exchanges` is not given.
     """
     if study.algorithm != "auto":
         return Decision(study=study, because="as the definition says")
@@ -44,28 +51,63 @@ def decide(study: Study) -> Decision:
             f"refine.rounds = {study.refine.rounds} is given, and the measurement has "
             f"{study.measure.budget_share:.0%} of epsilon"
         )
-        return Decision(study=_as(study, "measure-and-refine"), because=because)
-    settled = _as(study, "measure")
-    if study.image is not None:
-        given = {"exchanges", "noise_multiplier"} & study.measure.model_fields_set
-        if given or study.privacy.epsilon < SECOND_LOOK_EPSILON:
-            because = (
-                f"measure.exchanges = {study.measure.exchanges}; left out it is 2 for pictures from epsilon "
-                f"{SECOND_LOOK_EPSILON:g} on and 1 below, where a second look was not shown to pay for its noise"
-            )
-            return Decision(study=settled, because=because)
-        twice = settled.measure.model_copy(update={"exchanges": 2})
+        return Decision(study=_with(study, algorithm="measure-and-refine"), because=because)
+    return _of_table(study) if study.image is None else _of_pictures(study)
+
+
+def _of_table(study: Study) -> Decision:
+    given = "rounds" in study.refine.model_fields_set or bool(
+        {"budget_share", "noise_multiplier"} & study.measure.model_fields_set
+    )
+    reason = (
+        "the definition gives refine.rounds, measure.budget_share or a noise multiplier"
+        if given
+        else "with table.site nothing is refined"
+        if study.table.site is not None
+        else f"pairs say all of fewer than {FEWEST_COLUMNS} columns"
+        if len(study.table.columns) < FEWEST_COLUMNS
+        else f"below epsilon {REFINE_EPSILON:g} what refining may find was not shown to pay for asking"
+        if study.privacy.epsilon < REFINE_EPSILON
+        else None
+    )
+    if reason is not None:
         because = (
-            f"in two exchanges: from epsilon {SECOND_LOOK_EPSILON:g} on a second look at pictures, with what the "
-            "first found, came nearer to the patients' than one look; set measure.exchanges = 1 for one all the same"
+            f"the whole of epsilon measured: {reason}; set refine.rounds and measure.budget_share to refine"
         )
-        return Decision(study=settled.model_copy(update={"measure": twice}), because=because)
+        return Decision(study=_with(study, algorithm="measure"), because=because)
     because = (
-        "the whole of epsilon measured brought more than a part of it spent on refinement wherever it was tried; set "
-        "refine.rounds and measure.budget_share to refine all the same"
+        f"{MEASURED_SHARE:.0%} of epsilon measured, and {REFINE_ROUNDS} rounds of refinement that count if the sites' "
+        f"patients prefer what came of them: from epsilon {REFINE_EPSILON:g} on these found what pairs of columns do "
+        "not say, and cost a table of which they say all next to nothing; set "
+        "refine.rounds = 0 to do without"
+    )
+    settled = _with(
+        study,
+        algorithm="measure-and-refine",
+        measure=study.measure.model_copy(update={"budget_share": MEASURED_SHARE}).model_dump(
+            exclude_none=True
+        ),
+        refine=study.refine.model_copy(update={"rounds": REFINE_ROUNDS}).model_dump(exclude_none=True),
     )
     return Decision(study=settled, because=because)
 
 
-def _as(study: Study, algorithm: str) -> Study:
-    return Study.from_dict({**study.to_dict(), "algorithm": algorithm})
+def _of_pictures(study: Study) -> Decision:
+    settled = _with(study, algorithm="measure")
+    given = {"exchanges", "noise_multiplier"} & study.measure.model_fields_set
+    if given or study.privacy.epsilon < SECOND_LOOK_EPSILON:
+        because = (
+            f"measure.exchanges = {study.measure.exchanges}; left out it is 2 for pictures from epsilon "
+            f"{SECOND_LOOK_EPSILON:g} on and 1 below, where a second look was not shown to pay for its noise"
+        )
+        return Decision(study=settled, because=because)
+    twice = settled.measure.model_copy(update={"exchanges": 2})
+    because = (
+        f"in two exchanges: from epsilon {SECOND_LOOK_EPSILON:g} on a second look at pictures, with what the "
+        "first found, came nearer to the patients' than one look; set measure.exchanges = 1 for one all the same"
+    )
+    return Decision(study=settled.model_copy(update={"measure": twice}), because=because)
+
+
+def _with(study: Study, **settings: object) -> Study:
+    return Study.from_dict({**study.to_dict(), **settings})

@@ -29,11 +29,44 @@ columns = [
 REFINED = AUTO + "[measure]\nbudget_share = 0.7\n[refine]\nrounds = 2\npower = 0.4\n"
 
 
-def test_auto_measures_with_the_whole_budget() -> None:
-    decision = decide(Study.from_toml(AUTO))
+MORE = AUTO.replace(
+    "columns = [", 'columns = [\n    {name = "sex", kind = "categorical", categories = ["f", "m"]},'
+)
+
+BY_SITE = AUTO.replace(
+    "\n]", '\n    {name = "where", kind = "categorical", categories = ["a", "b"]},\n]\nsite = "where"'
+)
+
+
+def test_auto_refines_a_table_with_a_tenth_of_epsilon_and_says_why() -> None:
+    given = Study.from_toml(MORE + "[refine]\npower = 0.4\n[measure]\nexchanges = 2\n")
+    decision = decide(given)
+    settled = decision.study
+    assert settled.algorithm == "measure-and-refine"
+    assert (settled.measure.budget_share, settled.refine.rounds, settled.num_rounds) == (0.9, 2, 5)
+    assert (settled.measure.exchanges, settled.refine.power) == (2, 0.4)
+    assert "90% of epsilon measured" in decision.because
+    assert "refine.rounds = 0" in decision.because
+    assert decide(settled).study is settled
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (AUTO, "pairs say all of fewer than 3 columns"),
+        (MORE.replace("epsilon = 3.0", "epsilon = 2.9"), "below epsilon 3"),
+        (MORE + "[refine]\nrounds = 0\n", "the definition gives refine.rounds"),
+        (MORE + "[measure]\nbudget_share = 1.0\n", "the definition gives refine.rounds"),
+        (MORE + "[measure]\nnoise_multiplier = 2.0\n", "the definition gives refine.rounds"),
+        (BY_SITE, "with table.site"),
+    ],
+    ids=["columns", "epsilon", "rounds", "share", "noise", "site"],
+)  # fmt: skip
+def test_auto_measures_with_the_whole_budget_where_it_says_so(text: str, reason: str) -> None:
+    decision = decide(Study.from_toml(text))
     assert decision.study.algorithm == "measure"
     assert (decision.study.measure.budget_share, decision.study.refine.rounds) == (1, 0)
-    assert "refine.rounds" in decision.because
+    assert reason in decision.because
 
 
 def test_what_is_given_is_never_changed() -> None:
@@ -97,6 +130,10 @@ def test_check_says_what_was_chosen_and_why_or_what_is_wrong(tmp_path: Path) -> 
     told = CliRunner().invoke(app, ["check", str(file)])
     assert told.exit_code == 0, told.output
     assert "Algorithm: measure, the whole of epsilon" in told.output
+    file.write_text(MORE)
+    told = CliRunner().invoke(app, ["check", str(file)])
+    assert "Algorithm: measure-and-refine, 90% of epsilon" in told.output
+    assert "rounds: 4" in told.output
     assert "Every patient served satisfies: high >= low" in told.output
     file.write_text(AUTO.replace("high >= low", "high == low + hihg"))
     told = CliRunner().invoke(app, ["check", str(file)])
