@@ -73,11 +73,13 @@ def gain(before: MixtureGenerator, after: MixtureGenerator, table: EncodedTable)
     return total
 
 
-def is_better(total: float, *, noise_std: float) -> bool:
-    """Whether a noisy gain speaks for the refined generator beyond doubt.
+def is_better(gain: float, *, noise_std: float, agreeing: float) -> bool:
+    """Whether what the sites say speaks for the refined generator beyond doubt.
 
     Args:
-        total: the sites' gains as one.
+        gain: the sites' gains as one.
         noise_std: standard deviation of the noise in it.
+        agreeing: the part of the sites whose own noisy gain is above 0; below a half, one site's word, however loud,
+            is not enough.
     """
-    return total > CONVINCING * noise_std
+    return gain > CONVINCING * noise_std and agreeing >= 0.5

@@ -207,13 +207,19 @@ class RoundLoop:
         if self._study.federation.aggregation == "mean":
             noise_std /= len(gains) ** 0.5
         gain = float(combine_equally(gains, self._study.federation))
-        better = is_better(gain, noise_std=noise_std)
+        agreeing = sum(float(one) > 0 for one in gains) / len(gains)
+        better = is_better(gain, noise_std=noise_std, agreeing=agreeing)
         self._progress.say(
             f"the patients speak for the {'refined generator' if better else 'warm start'}: its gain is {gain:.1f} "
-            f"nats a site, with a noise of standard deviation {noise_std:.1f}"
+            f"nats a site, with a noise of standard deviation {noise_std:.1f}; {agreeing:.0%} of the sites find one"
         )
         kept = after if better else before
-        scores = {**score(self._study, kept, anchor), "gain": gain, "gain_noise": noise_std}
+        scores = {
+            **score(self._study, kept, anchor),
+            "gain": gain,
+            "gain_noise": noise_std,
+            "preferred": float(better),
+        }
         self._record(finished, "compare", kept, anchor, scores, started)
 
     def _kept(self, name: str, round: int | None = None) -> dict[str, Tensor]:
@@ -272,7 +278,7 @@ class RoundLoop:
         number, scores = self._study.measure.exchanges, None
         if self._study.refine.rounds:
             scores = round_records.get_round(self._store, self._run.id, self._study.num_rounds).scores
-            if is_better(scores["gain"], noise_std=scores["gain_noise"]):
+            if scores["preferred"]:
                 number += self._study.refine.rounds
         release = round_records.complete_run(self._store, self._run.id, release_round=number, scores=scores)
         self._progress.say(f"proposes the generator of round {number} as release {release.digest}")

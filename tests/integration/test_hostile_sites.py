@@ -7,9 +7,13 @@ import logging
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hostile_site import ATTACKS, CLAIM, FLIPPED, PASSING, REPLAY, HostileSite, flip_labels
 from in_process import InProcessLab
 
+from client.home import SiteHome
+from client.rounds import SiteRounds
+from models.comparison import GAIN
 from models.study import Study
 from server import round_records, runs, studies
 from server.rounds import RoundFailedError, run_rounds
@@ -98,6 +102,38 @@ def test_a_lie_that_no_check_can_tell_is_bounded_by_a_robust_rule(tmp_path, atta
     assert bounded == pytest.approx(0.2, abs=0.06)
     if attack == CLAIM:
         assert f"{LIAR} counts for 50% of the patients, 100% by its own number" in said
+
+
+class Saying(SiteRounds):
+    """A site that takes part in all of a round, and says in the comparison what it likes."""
+
+    def __init__(self, site: SiteHome, gain: float) -> None:
+        super().__init__(site)
+        self._gain = gain
+
+    def _compare(self, *_: object) -> dict[str, torch.Tensor]:
+        return {GAIN: torch.tensor([self._gain], dtype=torch.float64)}
+
+
+@pytest.mark.parametrize(
+    ("gains", "round"),
+    [((200, 150, 180, 190), 2), ((-50, -60, -40, 1e9), 1), ((200, 150, 180, -1e9), 1), ((5, -5, 5, -5), 1)],
+    ids=["all for it", "one against all", "a veto", "nobody is sure"],
+)
+def test_refining_is_proposed_if_the_sites_and_not_one_of_them_speak_for_it(tmp_path, gains, round):
+    lab = InProcessLab(tmp_path, {f"site-{k}": patients(k) for k in range(1, 5)}, epsilon=6.0)
+    for site, gain in zip(sorted(lab.sites), gains, strict=True):
+        lab.federation.sites[site] = Saying(lab.sites[site], gain)
+    asked = study("mean")
+    studies.register_study(lab.store, asked, created_by="operator")
+    run = runs.create_run(lab.store, asked.name, started_by="operator").id
+    release = run_rounds(lab.federation, lab.store, run)
+    assert release is not None
+    assert release.round == round
+    compared = round_records.get_round(lab.store, run, 3)
+    kept = round_records.get_round(lab.store, run, round).arrays["generator"]
+    assert compared.arrays["generator"] == kept
+    lab.store.close()
 
 
 def test_a_robust_rule_asks_for_more_sites_than_are_there_in_words(tmp_path):

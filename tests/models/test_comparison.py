@@ -101,9 +101,13 @@ def test_what_is_sent_reads_back_and_nothing_else_does():
 
 
 def test_only_a_gain_beyond_the_noise_is_believed():
-    assert not is_better(19.0, noise_std=10.0)
-    assert is_better(21.0, noise_std=10.0)
-    assert not is_better(-100.0, noise_std=10.0)
+    assert not is_better(19.0, noise_std=10.0, agreeing=1.0)
+    assert is_better(21.0, noise_std=10.0, agreeing=0.5)
+    assert not is_better(-100.0, noise_std=10.0, agreeing=1.0)
+
+
+def test_one_loud_site_of_four_does_not_make_a_gain():
+    assert not is_better(1e9, noise_std=10.0, agreeing=0.25)
 
 
 def test_the_comparison_pays_less_than_a_measurement_and_is_part_of_the_plan():
