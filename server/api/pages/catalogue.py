@@ -33,6 +33,10 @@ SCORE_MEANINGS = {
     "0 is as near as the noise lets anybody tell",
     "residual": "the same distance in units of the noise; about 1 is noise alone",
     "residual_one_way": "that distance for single columns only",
+    "gain": "nats by which a site's patients like the refined generator better than the one before refining, each "
+    "patient's clipped, all of them noisy; below 0 they like it less",
+    "gain_noise": "standard deviation of the noise in that gain",
+    "preferred": "1 if the refined generator is proposed, 0 if the one before refining",
 }
 
 

@@ -105,14 +105,14 @@ def _monitor(request: Request, store: Store, run_id: str, template: str) -> Resp
 
 
 def _curves(rounds: list[RecordedRound]) -> list[tuple[str, str, list[tuple[int, float]]]]:
-    """(title, unit, points) of the seconds and of every score that is a number."""
+    """(title, unit, points) of the seconds and of every score that several rounds have."""
     names = sorted({name for one in rounds for name in one.scores})
     curves = [("Seconds per round", " s", [(one.round, one.seconds) for one in rounds])] if rounds else []
     for name in names:
         points = [
             (one.round, value) for one in rounds if (value := _number(one.scores.get(name))) is not None
         ]
-        if points:
+        if len(points) > 1 or len(rounds) == 1:  # what only one of several rounds has is no curve
             curves.append((name.replace("_", " "), "", points))
     return curves
 
