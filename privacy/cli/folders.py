@@ -58,15 +58,21 @@ def read_settings(path: Path, *, create_with: str) -> dict[str, Any]:
         raise HomeError(f"{path} is not TOML: {error}") from error
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A TCP port of the loopback interface that nothing listens on now.
+    """A TCP port of the loopback interface that nothing listens on now, and that this process was not given before.
 
     Below 32768, where systems do not take ports for outgoing connections, so that it stays free until used.
     """
     for _ in range(1000):
         port = 20_000 + secrets.randbelow(12_000)
+        if port in _given:  # to something that may not listen yet
+            continue
         with socket.socket() as listener, suppress(OSError):
             listener.bind(("127.0.0.1", port))
+            _given.add(port)
             return port
     raise HomeError("no free port from 20000 to 31999 on the loopback interface; name ports yourself")
 

@@ -219,3 +219,9 @@ def test_names_must_be_unique_and_known(tmp_path: Path) -> None:
         Supervisor([one, one], tmp_path)
     with pytest.raises(ValueError, match="two"):
         Supervisor([ProcessSpec(name="one", command=("true",), after=("two",))], tmp_path)
+
+
+def test_no_two_processes_of_one_set_up_are_given_one_port() -> None:
+    ports = [free_port() for _ in range(500)]  # by chance alone, ten pairs of 500 would be alike
+    assert len(set(ports)) == 500
+    assert all(20_000 <= port < 32_000 for port in ports)
