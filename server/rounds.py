@@ -200,6 +200,7 @@ class RoundLoop:
         started = time.monotonic()
         expected = {GAIN: torch.zeros(1, dtype=torch.float64)}
         finished = self._sites.ask(number, "compare", base_of_comparison(before, after), expected)
+        answered = time.monotonic()
         gains = [reply.arrays[GAIN] for reply in finished.accepted.values()]
         mechanism = MechanismEvent.from_dict(self._study.mechanism("compare"))
         # Of a mean; no robust rule's outcome has more noise than one site's.
@@ -220,6 +221,7 @@ class RoundLoop:
             "gain_noise": noise_std,
             "preferred": float(better),
         }
+        self._log_work(number, answered)
         self._record(finished, "compare", kept, anchor, scores, started)
 
     def _kept(self, name: str, round: int | None = None) -> dict[str, Tensor]:
