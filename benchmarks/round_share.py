@@ -128,9 +128,10 @@ def run_study(
         )
         for one in recorded
     ]
-    last = recorded[-1].arrays
-    sizes = {name: len(lab.store.load(digest)) for name, digest in last.items()}
-    sizes["study"] = len(registered.encoded)
+    sizes = {
+        "generator": len(lab.store.load(recorded[-1].arrays["generator"])),
+        "study": len(registered.encoded),
+    }
     lab.store.close()
     return shares, (state.ended_at - state.started_at).total_seconds(), sizes
 
@@ -189,8 +190,8 @@ def show(console: Console, study: Study, shares: list[RoundShare], sizes: Mappin
     console.print(table)
     if study.refine.rounds:
         console.print(
-            f"A refine request's parts for one site: {sum(sizes.values()):,} bytes, of which {sizes['generator']:,} "
-            f"are new in each round; the anchor's {sizes['anchor']:,} and the study's {sizes['study']:,} travel once."
+            f"A refine request holds the generator's {sizes['generator']:,} bytes, new in each round, and the study's "
+            f"{sizes['study']:,}, which travel once; the comparison's holds two generators."
         )
 
 
