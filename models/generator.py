@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -146,20 +147,23 @@ def draw_codes(
     places = (torch.arange(n, dtype=torch.float64) + uniforms()) / max(n, 1) * heaped[-1]
     component = torch.searchsorted(heaped, places, right=True).clamp_(max=components - 1)  # ascending
     sizes = component.bincount(minlength=components)
-    within = torch.arange(n) - (sizes.cumsum(0) - sizes)[component]
-    codes = torch.empty(n, len(cardinalities), dtype=torch.int64)
+    stratum = torch.arange(n) - (sizes.cumsum(0) - sizes)[component]
+    # The component of each record; of 16 bits where that will do, which NumPy sorts in linear time.
+    belongs = component[torch.randperm(n, generator=generator)].numpy().astype(np.min_scalar_type(components))
+    codes = torch.empty(len(cardinalities), n, dtype=torch.int64)
     offsets = column_offsets(cardinalities).tolist()
     base = torch.arange(components, dtype=torch.float64)[:, None]
     for column, levels in enumerate(cardinalities):
         part = probabilities[:, offsets[column] : offsets[column + 1]]
         rising = part.cumsum(1) / part.sum(1, keepdim=True).clamp_min(1e-300)
-        # All components' distribution functions end to end: one search for all rows. A level of probability
-        # 0 has no interval; a draw beyond the last step by rounding takes the last level that has one.
+        # All components' distribution functions end to end: one search for all strata, in ascending order. A level
+        # of probability 0 has no interval; a draw beyond the last step by rounding takes the last that has one.
         flat = (base + rising.clamp(max=1.0)).flatten()
-        # A random order within each component: its records' strata in this column.
-        stratum = within[(component + uniforms()).argsort()]
         uniform = ((stratum + uniforms()) / sizes[component]).clamp_(max=1 - 2**-53)
         found = torch.searchsorted(flat, component + uniform, right=True) - component * levels
         last = levels - 1 - part.flip(1).gt(0).int().argmax(1)
-        codes[:, column] = torch.minimum(found.clamp_(min=0), last[component])
-    return codes[torch.randperm(n, generator=generator)]
+        # The strata of a component go to its records in an order that is random and the column's own.
+        shuffled = torch.randperm(n, generator=generator).numpy()
+        records = shuffled[np.argsort(belongs[shuffled], kind="stable")]
+        codes[column, torch.from_numpy(records)] = torch.minimum(found.clamp_(min=0), last[component])
+    return codes.T

@@ -152,7 +152,6 @@ class CohortSampler:
                 self._rejecting = True
         boxes = disjoint_boxes(AllOf(tuple(box_conditions))) if box_conditions else [{}]
         self._boxes = [_ConditionedBox(self, probabilities, box) for box in boxes]
-        self._needed = sorted(columns_of(self._condition)) if self._condition else []
         self._sums = sums_in(self._condition) if self._condition else []
         self.report = self._weigh(min_probability)
         if always and wanted:
@@ -170,9 +169,12 @@ class CohortSampler:
         kept: list[Records] = []
         missing = n
         while missing > 0:
-            num_drawn = min(int(missing / self.report.acceptance * 1.1) + 16, 4 * CHUNK_PATIENTS)
+            spare = 1.1 * missing + 16 if self._condition else missing
+            num_drawn = min(int(spare / self.report.acceptance), 4 * CHUNK_PATIENTS)
             records = self._records(*self._draw(num_drawn, rng))
-            kept.append(records.chosen(np.flatnonzero(self._served(records))[:missing]))
+            if self._condition:
+                records = records.chosen(np.flatnonzero(self._served(records))[:missing])
+            kept.append(records)
             missing -= len(kept[-1].levels)
         codes = torch.from_numpy(np.concatenate([part.levels for part in kept]))
         numbers = {
@@ -185,10 +187,11 @@ class CohortSampler:
         mass = np.array([box.probability for box in self._boxes])
         shares = rng.multinomial(n, mass / mass.sum())
         drawn = [box.draw(int(share), rng) for box, share in zip(self._boxes, shares, strict=True) if share]
+        if len(drawn) == 1:
+            return drawn[0]
         shuffled = rng.permutation(n)
         codes = torch.cat([codes for codes, _ in drawn])[torch.from_numpy(shuffled)]
-        columns = [c for c in self._needed if not isinstance(self._schema.columns[c], _NAMED)]
-        return codes, {c: np.concatenate([places[c] for _, places in drawn])[shuffled] for c in columns}
+        return codes, {c: np.concatenate([places[c] for _, places in drawn])[shuffled] for c in drawn[0][1]}
 
     def _records(self, codes: Tensor, places: Mapping[int, np.ndarray]) -> Records:
         levels = codes.numpy()
