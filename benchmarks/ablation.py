@@ -28,7 +28,6 @@ from rich.table import Table
 from tabular import FIGURES, judge, make_study, references, synthesise
 from tabular_data import LOADERS, BenchmarkData, data_folder, load
 
-from models.study import RefineSettings
 from server import round_records, runs
 
 PARITY = "parity"
@@ -43,13 +42,9 @@ VARIANTS = {
 BEFORE, AFTER = ": its warm start", ": refined"
 
 
-def settings_of(share: float, patients: int, extra: list[str]) -> list[str]:
-    """The study's settings where the measurement has this share and a site about so many patients."""
-    if share == 1:
-        return []
-    batch = max(32, round(patients * RefineSettings().sample_rate))
-    chosen = ["rounds=2", f"nominal_batch_size={batch}", f"num_fakes={batch}"]
-    return [f"measure.budget_share={share}", *(f"refine.{one}" for one in chosen), *extra]
+def settings_of(share: float, extra: list[str]) -> list[str]:
+    """The study's settings where the measurement has this share."""
+    return [] if share == 1 else [f"measure.budget_share={share}", "refine.rounds=2", *extra]
 
 
 def one_run(
@@ -57,9 +52,10 @@ def one_run(
 ) -> dict[str, dict[str, float]]:
     """Figures of the release, and of what the comparison was between if there was one, by what is added to the name."""
     tables = data.split(num_sites, seed=seed)
-    changes = settings_of(share, len(tables[0]), extra)
-    study = make_study(data, epsilon=epsilon, delta=1e-5, changes=changes)
-    federation = study.federation.model_copy(update={"quorum": len(tables)})
+    study = make_study(data, epsilon=epsilon, delta=1e-5, changes=settings_of(share, extra))
+    federation = study.federation.model_copy(
+        update={"quorum": len(tables), "patients_per_site": len(tables[0])}
+    )
     study = study.model_copy(update={"federation": federation})
     with tempfile.TemporaryDirectory() as folder:
         lab = InProcessLab(

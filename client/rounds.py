@@ -267,7 +267,7 @@ class SiteRounds:
             sample_rate=settings.sample_rate,
             noise_multiplier=settings.noise_multiplier,
             max_grad_norm=settings.max_grad_norm,
-            nominal_batch_size=settings.nominal_batch_size,
+            nominal_batch_size=study.expected_batch_size,
             physical_batch_size=PHYSICAL_BATCH_SIZE,
             authorised_steps=settings.steps,
             noise=self._noise,

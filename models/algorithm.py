@@ -16,8 +16,8 @@ from models.study import Study
 SECOND_LOOK_EPSILON = 1.0
 """From here on pictures are measured twice. Below it a second look was not shown to pay for its noise."""
 
-REFINE_EPSILON = 3.0
-"""From here on tables are refined. Below it asking may cost more than what can be found."""
+REFINE_FROM = 20_000
+"""Epsilon times a site's patients from which tables are refined. Below it nothing was found that pays for asking."""
 REFINE_ROUNDS, MEASURED_SHARE = 2, 0.9
 """A tenth of epsilon refines: phases compose by squares, so that it is worth a third, and costs the rest little."""
 FEWEST_COLUMNS = 3
@@ -40,9 +40,10 @@ class Decision:
 def decide(study: Study) -> Decision:
     """Settle what a study leaves to us. A setting that the definition gives is never changed.
 
-    Tables are refined from `REFINE_EPSILON` on, unless the definition gives `refine.rounds` or how the measurement's
-    budget or noise is: the sites' patients keep the warm start where refining found nothing. Pictures are looked at a
-    second time from `SECOND_LOOK_EPSILON` on, where `measure.exchanges` is not given.
+    Tables are refined where epsilon times `federation.patients_per_site` is `REFINE_FROM` or more, unless the
+    definition gives `refine.rounds` or how the measurement's budget or noise is: the sites' patients keep the warm
+    start where refining found nothing. Pictures are looked at a second time from `SECOND_LOOK_EPSILON` on, where
+    `measure.exchanges` is not given.
     """
     if study.algorithm != "auto":
         return Decision(study=study, because="as the definition says")
@@ -59,6 +60,11 @@ def _of_table(study: Study) -> Decision:
     given = "rounds" in study.refine.model_fields_set or bool(
         {"budget_share", "noise_multiplier"} & study.measure.model_fields_set
     )
+    epsilon, patients = study.privacy.epsilon, study.federation.patients_per_site
+    reach = epsilon * patients
+    told = (
+        f"epsilon {epsilon:g} x {patients:,} patients of a site (federation.patients_per_site) = {reach:,.0f}"
+    )
     reason = (
         "the definition gives refine.rounds, measure.budget_share or a noise multiplier"
         if given
@@ -66,8 +72,8 @@ def _of_table(study: Study) -> Decision:
         if study.table.site is not None
         else f"pairs say all of fewer than {FEWEST_COLUMNS} columns"
         if len(study.table.columns) < FEWEST_COLUMNS
-        else f"below epsilon {REFINE_EPSILON:g} what refining may find was not shown to pay for asking"
-        if study.privacy.epsilon < REFINE_EPSILON
+        else f"{told}, and below {REFINE_FROM:,} what refining finds was not shown to pay for asking"
+        if reach < REFINE_FROM
         else None
     )
     if reason is not None:
@@ -77,9 +83,8 @@ def _of_table(study: Study) -> Decision:
         return Decision(study=_with(study, algorithm="measure"), because=because)
     because = (
         f"{MEASURED_SHARE:.0%} of epsilon measured, and {REFINE_ROUNDS} rounds of refinement that count if the sites' "
-        f"patients prefer what came of them: from epsilon {REFINE_EPSILON:g} on these found what pairs of columns do "
-        "not say, and cost a table of which they say all next to nothing; set "
-        "refine.rounds = 0 to do without"
+        f"patients prefer what came of them: {told}, and from {REFINE_FROM:,} on these found what pairs of columns do "
+        "not say, and cost a table of which they say all next to nothing; set refine.rounds = 0 to do without"
     )
     settled = _with(
         study,

@@ -68,7 +68,7 @@ def judge_records(
     fakes = generator.sample_codes(FAKES, generator=torch.Generator().manual_seed(round_number))
     average = AveragedModel(discriminator, avg_fn=_moving)
     for _ in range(settings.steps):
-        picked = torch.randint(len(fakes), (settings.num_fakes,))
+        picked = torch.randint(len(fakes), (study.expected_batch_size,))
         dp_step(one_hot(fakes[picked], cardinalities), real_loss, fake_loss)
         average.update_parameters(discriminator)
     judged = judged_records(generator, settings, round_number=round_number)

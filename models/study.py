@@ -86,8 +86,6 @@ class RefineSettings(Frozen):
         rounds: exchanges with the sites; 0 leaves the phase out, and the comparison with it.
         steps: DP-SGD steps of a site's discriminator in one round.
         sample_rate: public Poisson probability of a patient per DP-SGD step.
-        nominal_batch_size: public divisor of the summed clipped gradients; never the true batch size.
-        num_fakes: public number of generated records per step.
         max_grad_norm: clip of one patient's gradient, L2.
         hidden_width: units of each of the discriminator's two hidden layers.
         num_judged: generated records that each site's discriminator judges after its steps.
@@ -99,8 +97,6 @@ class RefineSettings(Frozen):
     rounds: int = Field(default=0, ge=0, le=10_000)
     steps: int = Field(default=800, ge=1)
     sample_rate: float = Field(default=0.02, gt=0, le=1)
-    nominal_batch_size: int = Field(default=256, ge=1)
-    num_fakes: int = Field(default=256, ge=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
     hidden_width: int = Field(default=128, ge=1)
     discriminator_learning_rate: float = Field(default=5e-3, gt=0)
@@ -114,6 +110,8 @@ class FederationSettings(Frozen):
     """How a round ends.
 
     Attributes:
+        patients_per_site: about how many patients a site has; a public guess, compared with nobody's data. It says
+            whether `auto` refines, and with it how many generated records a DP-SGD step has and what its sum is over.
         quorum: the round counts once this many sites' replies were accepted at the deadline.
         round_deadline_seconds: how long the coordinator waits for the sites in one round.
         grace_seconds: once the quorum has answered, how long the others still have at least; they have as long
@@ -127,6 +125,7 @@ class FederationSettings(Frozen):
             applied where fewer than three are left. The robust rules cap at 0.4 / max_faulty_sites if that is less.
     """
 
+    patients_per_site: int = Field(default=10_000, ge=1)
     quorum: int = Field(default=1, ge=1)
     round_deadline_seconds: float = Field(default=300.0, gt=0)
     grace_seconds: float = Field(default=30.0, ge=0)
@@ -191,6 +190,11 @@ class Study(Frozen):
         """What a site is asked to open: the table's columns, and `IMAGES` where there are pictures."""
         columns = self.table.measured.names
         return columns if self.image is None else (*columns, IMAGES)
+
+    @property
+    def expected_batch_size(self) -> int:
+        """Patients in a DP-SGD step of a site as large as the study supposes, 1 or more; never a site's own number."""
+        return max(1, round(self.refine.sample_rate * self.federation.patients_per_site))
 
     @property
     def sensitivity(self) -> float:

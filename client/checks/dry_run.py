@@ -144,7 +144,7 @@ def _note(coordinator: SigningKey) -> str:
 def _study(schema: StudySchema) -> Study:
     settings = {
         **{"rounds": 1, "steps": 1, "sample_rate": 0.25, "noise_multiplier": 2.0, "num_judged": 1_000},
-        **{"nominal_batch_size": 16, "num_fakes": 16, "hidden_width": 16},
+        "hidden_width": 16,
     }
     return Study.from_dict(
         {
@@ -152,6 +152,7 @@ def _study(schema: StudySchema) -> Study:
             "privacy": {"epsilon": 100.0, "delta": 1e-5},
             "measure": {"budget_share": 0.5, "noise_multiplier": 2.0},
             "refine": settings,
+            "federation": {"patients_per_site": 64},
             "table": schema.model_dump(mode="json", exclude_none=True),
         }
     )

@@ -38,12 +38,13 @@ def study(rule: str, **federation: object) -> Study:
                 "rounds": 1,
                 "steps": 2,
                 "num_judged": 1_000,
-                "nominal_batch_size": 16,
-                "num_fakes": 16,
                 "hidden_width": 8,
                 "noise_multiplier": 1.5,
             },
-            "federation": {"quorum": 3, "round_deadline_seconds": 5.0, "aggregation": rule, **federation},
+            "federation": {
+                **{"patients_per_site": 800, "quorum": 3, "round_deadline_seconds": 5.0},
+                **{"aggregation": rule, **federation},
+            },
             "table": {"columns": COLUMNS, "label": "ill"},
         }
     )

@@ -45,9 +45,14 @@ STUDY: dict[str, Any] = {
     "warm_start": {"components": 20, "steps": 30},
     "refine": {
         **{"rounds": ROUNDS - 2, "steps": 40, "num_judged": 20_000, "hidden_width": 16},
-        **{"nominal_batch_size": 16, "num_fakes": 16, "sample_rate": 0.05, "noise_multiplier": 2.0},
+        **{"sample_rate": 0.05, "noise_multiplier": 2.0},
     },
-    "federation": {"quorum": 2, "round_deadline_seconds": 120.0, "grace_seconds": 2.0},
+    "federation": {
+        "patients_per_site": 320,
+        "quorum": 2,
+        "round_deadline_seconds": 120.0,
+        "grace_seconds": 2.0,
+    },
     "table": {
         "label": "ill",
         "columns": [

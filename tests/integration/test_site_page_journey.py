@@ -50,11 +50,10 @@ steps = 30
 rounds = 1
 steps = 4
 num_judged = 1_000
-nominal_batch_size = 16
-num_fakes = 16
 hidden_width = 16
 noise_multiplier = 1.5
 [federation]
+patients_per_site = 800
 quorum = 2
 [table]
 [[table.columns]]

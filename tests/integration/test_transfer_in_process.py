@@ -29,11 +29,10 @@ STUDY = Study.from_dict(
             "rounds": 2,
             "steps": 1,
             "num_judged": 1_000,
-            "nominal_batch_size": 16,
-            "num_fakes": 16,
             "hidden_width": 8,
             "noise_multiplier": 1.5,
         },
+        "federation": {"patients_per_site": 800},
         "table": {
             "columns": [
                 {"name": "ward", "kind": "categorical", "categories": list("abcdef")},

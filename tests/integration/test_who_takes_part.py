@@ -33,9 +33,9 @@ STUDY: dict[str, Any] = {
     "warm_start": {"components": 10, "steps": 10},
     "refine": {
         **{"rounds": 3, "steps": 4, "num_judged": 1_000, "hidden_width": 8},
-        **{"nominal_batch_size": 16, "num_fakes": 16, "noise_multiplier": 1.5},
+        "noise_multiplier": 1.5,
     },
-    "federation": {"quorum": 2, "round_deadline_seconds": 5.0},
+    "federation": {"patients_per_site": 800, "quorum": 2, "round_deadline_seconds": 5.0},
     "table": {
         "label": "ill",
         "columns": [

@@ -25,7 +25,8 @@ def study():
         "name": "refine",
         "privacy": {"epsilon": 1.0, "delta": 1e-5},
         "measure": {"budget_share": 0.5},
-        "refine": {"rounds": 1, "steps": 6, "num_fakes": 32, "num_judged": 1_000},
+        "refine": {"rounds": 1, "steps": 6, "num_judged": 1_000},
+        "federation": {"patients_per_site": 1_600},
         "table": {"columns": columns, "label": "c2"},
     }
     return Study.from_dict(json.loads(json.dumps(definition)))

@@ -46,6 +46,7 @@ def test_auto_refines_a_table_with_a_tenth_of_epsilon_and_says_why() -> None:
     assert (settled.measure.budget_share, settled.refine.rounds, settled.num_rounds) == (0.9, 2, 5)
     assert (settled.measure.exchanges, settled.refine.power) == (2, 0.4)
     assert "90% of epsilon measured" in decision.because
+    assert "epsilon 3 x 10,000 patients of a site (federation.patients_per_site) = 30,000" in decision.because
     assert "refine.rounds = 0" in decision.because
     assert decide(settled).study is settled
 
@@ -54,19 +55,29 @@ def test_auto_refines_a_table_with_a_tenth_of_epsilon_and_says_why() -> None:
     ("text", "reason"),
     [
         (AUTO, "pairs say all of fewer than 3 columns"),
-        (MORE.replace("epsilon = 3.0", "epsilon = 2.9"), "below epsilon 3"),
+        (MORE.replace("epsilon = 3.0", "epsilon = 1.9"), "epsilon 1.9 x 10,000 patients"),
+        (MORE + "[federation]\npatients_per_site = 6000\n", "epsilon 3 x 6,000 patients of a site"),
         (MORE + "[refine]\nrounds = 0\n", "the definition gives refine.rounds"),
         (MORE + "[measure]\nbudget_share = 1.0\n", "the definition gives refine.rounds"),
         (MORE + "[measure]\nnoise_multiplier = 2.0\n", "the definition gives refine.rounds"),
         (BY_SITE, "with table.site"),
     ],
-    ids=["columns", "epsilon", "rounds", "share", "noise", "site"],
+    ids=["columns", "epsilon", "size", "rounds", "share", "noise", "site"],
 )  # fmt: skip
 def test_auto_measures_with_the_whole_budget_where_it_says_so(text: str, reason: str) -> None:
     decision = decide(Study.from_toml(text))
     assert decision.study.algorithm == "measure"
     assert (decision.study.measure.budget_share, decision.study.refine.rounds) == (1, 0)
     assert reason in decision.because
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 1.0, 10.0])
+def test_auto_refines_from_the_size_on_that_epsilon_allows(epsilon: float) -> None:
+    enough = round(20_000 / epsilon)
+    for patients, refined in ((enough, True), (enough - 1, False)):
+        text = MORE.replace("epsilon = 3.0", f"epsilon = {epsilon}")
+        decision = decide(Study.from_toml(text + f"[federation]\npatients_per_site = {patients}\n"))
+        assert (decision.study.refine.rounds > 0) is refined
 
 
 def test_what_is_given_is_never_changed() -> None:
